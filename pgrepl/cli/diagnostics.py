@@ -1,0 +1,143 @@
+"""What people read beside the data: everything that goes to stderr, and the exit codes. stdout is for data only."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from enum import IntEnum
+
+import click
+
+from pgrepl import errors
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every command."""
+
+    OK = 0
+    FINDINGS = 1
+    USAGE = 2
+    CONNECT = 3
+    TIMEOUT = 4
+    POSITION = 5
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+    TERMINATED = 143
+
+
+EXIT_CODES_HELP = """\b
+Exit codes: 0 done and nothing wrong; 1 findings, or the operation failed;
+2 usage, configuration or input error; 3 cannot connect; 4 timed out;
+5 slot lost, gap or changed server; 130 SIGINT; 141 pipe closed; 143 SIGTERM"""
+
+
+def exit_code_for(error: BaseException) -> ExitCode:
+    """Say with which code an error ends the program."""
+    match error:
+        case errors.PositionError():
+            return ExitCode.POSITION
+        case errors.TimeLimitError():
+            return ExitCode.TIMEOUT
+        case errors.ConnectError():
+            return ExitCode.CONNECT
+        case errors.InputError() | click.UsageError():
+            return ExitCode.USAGE
+        case KeyboardInterrupt() | click.Abort():
+            return ExitCode.INTERRUPTED
+        case BrokenPipeError():
+            return ExitCode.PIPE_CLOSED
+        case _:
+            return ExitCode.FINDINGS
+
+
+class Reporter:
+    """Write to stderr what a person should know: errors always, the rest by verbosity (-1 quiet, 0 normal, 1 verbose)."""
+
+    def __init__(
+        self, *, verbosity: int = 0, debug: bool = False, color: str = "auto", log_format: str = "text"
+    ) -> None:
+        self.verbosity = verbosity
+        self.debug = debug
+        self.json = log_format == "json"
+        self.color = color
+
+    def error(self, message: str, *, hint: str | None = None, sqlstate: str | None = None) -> None:
+        """Say what failed, on what, and what to do."""
+        self._write("error", message, "red", hint=hint, sqlstate=sqlstate)
+
+    def warning(self, message: str, *, hint: str | None = None) -> None:
+        """Say what is worth knowing although the command goes on."""
+        if self.verbosity >= 0:
+            self._write("warning", message, "yellow", hint=hint)
+
+    def notice(self, message: str) -> None:
+        """Say what happens, in normal verbosity."""
+        if self.verbosity >= 0:
+            self._write("notice", message, None)
+
+    def detail(self, message: str) -> None:
+        """Say more, only with --verbose."""
+        if self.verbosity >= 1:
+            self._write("detail", message, None)
+
+    def exception(self, error: BaseException) -> None:
+        """Report an error that ends the command; with --debug its traceback too."""
+        if self.debug:
+            traceback.print_exception(error)
+        if isinstance(error, errors.PgreplError):
+            self.error(str(error), hint=error.hint, sqlstate=error.sqlstate)
+        elif isinstance(error, click.UsageError):
+            hint = f"see '{error.ctx.command_path} --help'" if error.ctx else None
+            self.error(error.format_message(), hint=hint)
+        elif isinstance(error, click.ClickException):
+            self.error(error.format_message())
+        else:
+            self.error(f"{type(error).__name__}: {error}", hint="this is a defect of pgrepl; --debug shows where")
+
+    def _write(
+        self, level: str, message: str, color: str | None, *, hint: str | None = None, sqlstate: str | None = None
+    ) -> None:
+        if self.json:
+            line: dict[str, str] = {"time": datetime.now(UTC).isoformat(), "level": level, "message": message}
+            if hint:
+                line["hint"] = hint
+            if sqlstate:
+                line["sqlstate"] = sqlstate
+            self._line(json.dumps(line, ensure_ascii=False))
+            return
+        # Whoever reads a log file later wants to know when; a person at the terminal does not.
+        stamp = "" if _is_terminal() else time.strftime("%H:%M:%S ", time.gmtime())
+        label = f"{level}: " if level in ("error", "warning") else ""
+        state = f" (SQLSTATE {sqlstate})" if sqlstate else ""
+        self._line(f"{'' if level == 'error' else stamp}pgrepl: {self._paint(label, color)}{message}{state}")
+        if hint:
+            self._line(f"{self._paint('hint: ', 'cyan')}{hint}")
+
+    def _paint(self, text: str, color: str | None) -> str:
+        return click.style(text, fg=color) if text and color and use_color(self.color, sys.stderr.isatty()) else text
+
+    @staticmethod
+    def _line(text: str) -> None:
+        # One line per message, whatever an object's name holds.
+        shown = "".join(c if c.isprintable() or c == "\x1b" else repr(c)[1:-1] for c in text)
+        try:
+            sys.stderr.write(shown + "\n")
+            sys.stderr.flush()
+        except (BrokenPipeError, ValueError):
+            pass
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def use_color(choice: str, terminal: bool) -> bool:
+    """Decide on colour: --color first, then NO_COLOR, then whether it goes to a terminal."""
+    import os
+
+    if choice != "auto":
+        return choice == "always"
+    return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,96 @@
+"""The entry point: finds the command, and turns every error into a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from pgrepl import __version__
+from pgrepl.cli.diagnostics import ExitCode, Reporter, exit_code_for
+from pgrepl.errors import PgreplError
+
+# Loaded when called for, so that no command pays for the imports of another.
+_COMMANDS = {
+    "doctor": "pgrepl.cli.doctor:doctor",
+    "sandbox": "pgrepl.cli.sandbox:sandbox",
+    "setup": "pgrepl.cli.setup:setup",
+    "slots": "pgrepl.cli.slots:slots",
+    "tail": "pgrepl.cli.tail:tail",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+Example: pgrepl doctor orders_pub -d 'host=db1 dbname=orders'
+Every command has its own --help with an example and the exit codes.""",
+)
+@click.version_option(__version__, "--version", message="%(prog)s %(version)s", prog_name="pgrepl")
+def cli() -> None:
+    """Set up, check, clean and tail PostgreSQL logical replication."""
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    context: click.Context | None = None
+    report = Reporter()
+    try:
+        with cli.make_context("pgrepl", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            result = cli.invoke(context)
+            sys.stdout.flush()
+        return result if isinstance(result, int) else ExitCode.OK
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as help_wanted:
+        click.echo(help_wanted.ctx.get_help() if help_wanted.ctx else "", err=True)
+        return ExitCode.USAGE
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at its end; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.PIPE_CLOSED
+    except (KeyboardInterrupt, click.Abort):
+        report.error("interrupted")
+        return ExitCode.INTERRUPTED
+    except (click.ClickException, PgreplError) as error:
+        _reporter(context, report).exception(error)
+        return exit_code_for(error)
+    except Exception as error:
+        _reporter(context, report).exception(_server_error(error))
+        return ExitCode.FINDINGS
+
+
+def _reporter(context: click.Context | None, default: Reporter) -> Reporter:
+    return context.meta.get("pgrepl.report", default) if context else default
+
+
+def _server_error(error: Exception) -> Exception:
+    """An error of the server that nobody foresaw is still the server's, not a defect of ours."""
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is not None and isinstance(error, psycopg.Error):
+        from pgrepl.connection import server_error
+
+        return server_error(error, "the server reported an error")
+    return error
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    sys.exit(run())

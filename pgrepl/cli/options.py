@@ -1,0 +1,256 @@
+"""The options that several commands share, and the values that options take."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgrepl.cli.diagnostics import Reporter
+from pgrepl.errors import InputError, TimeLimitError
+from pgrepl.lsn import Lsn
+
+if TYPE_CHECKING:
+    from pgrepl.config import Config, Database
+    from pgrepl.conninfo import ConnectionTarget
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_SIZES = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+
+
+class Duration(click.ParamType):
+    """``500ms``, ``30s``, ``5m``, ``2h``; a bare number is seconds. The value is a float of seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", value.strip(), re.ASCII)
+        if match is None:
+            self.fail(f"{value!r} is not a duration like 500ms, 30s, 5m or 2h", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+class Size(click.ParamType):
+    """``64MB``, ``10GB``; a bare number is bytes. The value is an int of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?B|)", value.strip(), re.ASCII)
+        if match is None:
+            self.fail(f"{value!r} is not a size like 64MB or 10GB", param, ctx)
+        return int(float(match[1]) * _SIZES[match[2].upper()])
+
+
+class LsnType(click.ParamType):
+    """A position in the WAL such as ``0/16B3748``."""
+
+    name = "lsn"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Lsn:
+        if isinstance(value, Lsn):
+            return value
+        try:
+            return Lsn.parse(value)
+        except InputError as error:
+            self.fail(f"{error} ({error.hint})", param, ctx)
+
+
+class TableName(click.ParamType):
+    """``schema.table``, each part as it is written in the catalog or, with special characters, in double quotes.
+
+    The value is a pair (schema, table).
+    """
+
+    name = "schema.table"
+    _PATTERN = re.compile(r'("(?:[^"]|"")+"|[^".]+)\.("(?:[^"]|"")+"|[^".]+)')
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        match = self._PATTERN.fullmatch(value)
+        if match is None:
+            self.fail(f"{value!r} is not a table's name: write schema.table", param, ctx)
+        return self._part(match[1]), self._part(match[2])
+
+    @staticmethod
+    def _part(text: str) -> str:
+        return text[1:-1].replace('""', '"') if text.startswith('"') else text
+
+
+DURATION = Duration()
+SIZE = Size()
+LSN = LsnType()
+TABLE_NAME = TableName()
+
+
+@dataclass
+class Run:
+    """What the shared options of one call say; every command gets it as its first argument."""
+
+    report: Reporter
+    color: str
+    dsn: str | None = None
+    config_path: str | None = None
+    database_name: str | None = None
+    output_format: str = "table"
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration file's content."""
+        from pgrepl import config
+
+        return config.load(self.config_path)
+
+    @functools.cached_property
+    def database(self) -> Database | None:
+        """The ``[[databases]]`` entry that is meant, if the target comes from one."""
+        if self.dsn is not None and self.database_name is None:
+            if self.config_path is not None:
+                self.config  # noqa: B018  a named file that cannot be read is an error even when nothing of it is used
+            return None
+        return self.config.database(self.database_name)
+
+    @functools.cached_property
+    def target(self) -> ConnectionTarget:
+        """The server and database to connect to: --dsn or PGREPL_DSN, else the configuration, else libpq's defaults.
+
+        Raises InputError for a connection string or a configuration that cannot be read.
+        """
+        from pgrepl.conninfo import ConnectionTarget, parse
+
+        if self.dsn is not None:
+            origin = "--dsn" if self._dsn_is_flag() else "PGREPL_DSN"
+            self.database  # noqa: B018  checks --config
+            target = parse(self.dsn, origin)
+            if origin == "--dsn" and target.has_password:
+                self.report.warning(
+                    "the password in --dsn can be seen in the process list", hint="use PGREPL_DSN, ~/.pgpass or a service"
+                )
+            return target
+        if self.database is not None:
+            return self.database.target
+        return ConnectionTarget({}, "libpq's environment and defaults")
+
+    def publication(self, named: str | None) -> str | None:
+        """The publication that was named, else the configured one."""
+        return named or (self.database.publication if self.database else None)
+
+    def _dsn_is_flag(self) -> bool:
+        context = click.get_current_context(silent=True)
+        source = context.get_parameter_source("dsn") if context else None
+        return source is click.core.ParameterSource.COMMANDLINE
+
+
+_COMMON = [
+    click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
+    click.option("-q", "--quiet", is_flag=True, help="Say only errors on stderr."),
+    click.option("--debug", is_flag=True, help="Show a traceback with an error."),
+    click.option(
+        "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colours; NO_COLOR counts too."
+    ),
+    click.option(
+        "--log-format", type=click.Choice(["text", "json"]), default="text", help="How stderr is written."
+    ),
+]
+_CONNECTING = [
+    click.option(
+        "-d",
+        "--dsn",
+        envvar="PGREPL_DSN",
+        help="URI or libpq conninfo; absent: libpq's environment, service and password files.  [env: PGREPL_DSN]",
+    ),
+    click.option(
+        "-c",
+        "--config",
+        "config_path",
+        metavar="FILE",
+        envvar="PGREPL_CONFIG",
+        help="Configuration file; default ./pgrepl.toml, then the user's.  [env: PGREPL_CONFIG]",
+    ),
+    click.option("--database", "database_name", metavar="NAME", help="The [[databases]] entry of the configuration."),
+]
+_TIMEOUT = click.option("--timeout", type=DURATION, help="Give up after this long (exit code 4).")
+_FORMATS = [
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(["table", "json", "jsonl"]),
+        default="table",
+        help="How data is printed.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="The same as --format json."),
+]
+
+
+def command_options(
+    *, connects: bool = True, formats: bool = True, timeout: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the shared options to a command, which then takes a Run as its first argument.
+
+    A command with its own --format passes ``formats=False``, one without an end of its own ``timeout=False``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, verbose: bool, quiet: bool, debug: bool, color: str, log_format: str, **rest: Any) -> Any:
+            report = Reporter(verbosity=-1 if quiet else int(verbose), debug=debug, color=color, log_format=log_format)
+            # main() reports the errors that end the command, with the options of the command.
+            click.get_current_context().find_root().meta["pgrepl.report"] = report
+            run = Run(report, color)
+            if connects:
+                run.dsn = rest.pop("dsn") or None
+                run.config_path = rest.pop("config_path") or None
+                run.database_name = rest.pop("database_name")
+            if formats:
+                chosen = rest.pop("output_format")
+                run.output_format = "json" if rest.pop("as_json") else chosen
+            limit = rest.pop("timeout") if timeout else None
+            with _time_limit(limit):
+                return function(run, *args, **rest)
+
+        options = [*(_CONNECTING if connects else []), *(_FORMATS if formats else [])]
+        options += [*([_TIMEOUT] if timeout else []), *_COMMON]
+        for option in reversed(options):
+            wrapper = option(wrapper)
+        return wrapper
+
+    return decorate
+
+
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+
+    def expire(_signal: int, _frame: object) -> None:
+        raise TimeLimitError(f"not done after {seconds:g} s", hint="--timeout sets the limit")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def read_password_file(path: str) -> str:
+    """Read a password from a file, without its trailing white space. Raises InputError."""
+    try:
+        with open(os.fspath(path), encoding="utf-8") as file:
+            return file.read().rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the password file {path}: {error}") from None

@@ -1,0 +1,102 @@
+"""Ordinary SQL connections, all with the same session settings, so that a value has one text wherever it is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from pgrepl.errors import ConnectError, OperationError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgrepl.conninfo import ConnectionTarget
+
+# lc_monetary is here because money prints by it; the empty search_path makes every printed name a qualified one.
+_SETTINGS = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "search_path": "",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+}
+
+_CONNECT_TIMEOUT = "10"
+
+
+def session_params(target: ConnectionTarget, application_name: str, **settings: str) -> dict[str, str]:
+    """Build the libpq parameters of a session: the target, the settings that pgrepl relies on, and ``settings`` more.
+
+    The user's own ``options`` come first and so lose where both name a setting; an application_name of the user's wins.
+    """
+    given = target.params.get("options") or os.environ.get("PGOPTIONS") or ""
+    ours = " ".join(f"-c {name}={value}" for name, value in {**_SETTINGS, **settings}.items())
+    params = dict(target.params)
+    params["options"] = f"{given} {ours}".strip()
+    params["client_encoding"] = "UTF8"
+    params["fallback_application_name"] = application_name
+    if "connect_timeout" not in params and not os.environ.get("PGCONNECT_TIMEOUT"):
+        params["connect_timeout"] = _CONNECT_TIMEOUT
+    return params
+
+
+def connect(
+    target: ConnectionTarget, application_name: str = "pgrepl", *, row_security: bool = True
+) -> psycopg.Connection:
+    """Open a connection in autocommit mode.
+
+    With ``row_security=False`` a table whose policies would hide rows is an error instead of a part of itself, which a copy
+    must have. Raises ConnectError.
+    """
+    import psycopg
+
+    more = {} if row_security else {"row_security": "off"}
+    params = session_params(target, application_name, **more)
+    try:
+        connection: psycopg.Connection = psycopg.connect("", autocommit=True, **params)  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise connect_error(error, target) from None
+    if connection.info.server_version >= 170000:
+        # As a start-up option this is fatal on 16, which does not know it.
+        connection.execute("SET transaction_timeout = 0")
+    return connection
+
+
+def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError:
+    """Turn libpq's report of a failed connection into one line and, where the cause is known, a hint."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    # The multi-host preamble repeats the whole address list for each failure.
+    hint = None
+    for pattern, advice in _CONNECT_HINTS:
+        if re.search(pattern, text):
+            hint = advice
+            break
+    return ConnectError(f"cannot connect ({target.origin}): {text}", hint=hint, sqlstate=error.sqlstate)
+
+
+_CONNECT_HINTS = [
+    ("password authentication failed", "check the user and the password; ~/.pgpass and PGPASSWORD are read too"),
+    ("no password supplied", "give the password in ~/.pgpass, PGPASSWORD or a service file"),
+    ("no pg_hba.conf entry", "the server's pg_hba.conf needs a line for this user, database and address"),
+    ("unsupported startup parameter", "this looks like a connection pooler: connect to the server itself"),
+    ("database .* does not exist", "name the database with dbname=… in the connection string"),
+    ("Name or service not known|could not translate host name", "check the host name"),
+    ("No route to host|Network is unreachable", "check the address; some providers' direct hosts have IPv6 only"),
+    ("Connection refused|No such file or directory", "is the server running, and does it listen there?"),
+    ("timeout expired|timed out|connection timeout", "is a firewall in between? connect_timeout=… waits longer"),
+    ("certificate|SSL|TLS", "check sslmode, sslrootcert and the server's certificate"),
+    ("too many clients|remaining connection slots", "the server has no connection free: raise max_connections"),
+]
+
+
+def server_error(error: psycopg.Error, doing: str) -> OperationError:
+    """Turn an error of the server into one of ours that says what was being done."""
+    text = error.diag.message_primary or re.sub(r"\s+", " ", str(error)).strip()
+    return OperationError(f"{doing}: {text}", hint=error.diag.message_hint, sqlstate=error.sqlstate)

@@ -1,0 +1,111 @@
+"""Which server is meant: connection strings, their parts, and how they are shown without their secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pgrepl.errors import InputError
+
+_SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret"})
+
+
+@dataclass(frozen=True)
+class ConnectionTarget:
+    """A server and database to connect to.
+
+    ``params`` are libpq keywords that were given; what is absent comes from libpq's own environment, service and password
+    files. ``origin`` says in words where they came from. The repr shows no secret.
+    """
+
+    params: Mapping[str, str] = field(repr=False)
+    origin: str
+
+    @property
+    def has_password(self) -> bool:
+        """Whether a secret stands in the connection string itself."""
+        return any(self.params.get(name) for name in _SECRETS)
+
+    def masked(self) -> str:
+        """Show the target as a connection string in which secrets are stars."""
+        from psycopg.conninfo import make_conninfo
+
+        shown = {name: "****" if name in _SECRETS else value for name, value in self.params.items()}
+        return make_conninfo("", **shown)
+
+    def with_database(self, dbname: str) -> ConnectionTarget:
+        """The same server, another database."""
+        return ConnectionTarget({**self.params, "dbname": dbname}, self.origin)
+
+    def pipeline_host(self) -> str:
+        """Give the host as it goes into a pipeline id: the first one as libpq resolves it, its text unchanged.
+
+        A socket directory or nothing gives ``localhost``.
+        """
+        host = (self._resolved("host") or "").split(",")[0]
+        return host if host and not host.startswith(("/", "@")) else "localhost"
+
+    def _resolved(self, keyword: str) -> str | None:
+        if self.params.get(keyword):
+            return self.params[keyword]
+        service = self.params.get("service")
+        if service:
+            return _service_entry(service).get(keyword) or _default(keyword)
+        return _default(keyword)
+
+
+def _default(keyword: str) -> str | None:
+    """What libpq itself would take: PQconndefaults looks at the environment and at the service that PGSERVICE names."""
+    from psycopg import pq
+
+    for option in pq.Conninfo.get_defaults():
+        if option.keyword == keyword.encode():
+            return option.val.decode() if option.val else None
+    return None
+
+
+def _service_entry(service: str) -> dict[str, str]:
+    """Read one entry of the service file where libpq looks for it (PostgreSQL documentation, The Connection Service File)."""
+    paths = [os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")]
+    if os.environ.get("PGSYSCONFDIR"):
+        paths.append(os.path.join(os.environ["PGSYSCONFDIR"], "pg_service.conf"))
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines = file.read().splitlines()
+        except OSError:
+            continue
+        entry: dict[str, str] | None = None
+        for line in lines:
+            line = line.strip()
+            if line.startswith("["):
+                if entry is not None:
+                    return entry
+                entry = {} if line == f"[{service}]" else None
+            elif entry is not None and line and not line.startswith("#") and "=" in line:
+                name, _, value = line.partition("=")
+                entry[name.strip()] = value.strip()
+        if entry is not None:
+            return entry
+    return {}
+
+
+def parse(text: str, origin: str) -> ConnectionTarget:
+    """Read a URI or a libpq connection string.
+
+    Raises InputError; its message leaves out everything that libpq quotes from the string, since that may be the password.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        params = conninfo_to_dict(text)
+    except ProgrammingError as error:
+        reason = re.sub(r'"[^"]*"?', '"…"', " ".join(str(error).split()))
+        raise InputError(
+            f"the connection string of {origin} cannot be read: {reason}",
+            hint="postgresql://user@host:5432/dbname, or host=… port=… dbname=… user=…",
+        ) from None
+    return ConnectionTarget({name: str(value) for name, value in params.items() if value is not None}, origin)
