@@ -1,4 +1,4 @@
-"""Who a server runs as: PostgreSQL refuses to run as root, so root runs it as an account that has no rights of its own."""
+"""Who a server runs as: PostgreSQL refuses to run as root, so root runs it as an account without any rights."""
 
 from __future__ import annotations
 
