@@ -98,7 +98,7 @@ class Insert(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Update a row; without a change of the key and without FULL nothing of the old row is sent: both old fields None."""
+    """Update a row; without a change of the key and without FULL nothing of the old row is sent (both None)."""
 
     relation_oid: int
     old_kind: OldKind | None

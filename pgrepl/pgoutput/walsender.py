@@ -27,7 +27,7 @@ _lsn: Final = cast(Callable[[int], Lsn], partial(int.__new__, Lsn))
 class XLogData(NamedTuple):
     """Carry one message of the output plugin.
 
-    ``start`` and ``wal_end`` of a logical walsender are both the position of the record that the message comes from, and
+    ``start`` and ``wal_end`` of a logical walsender are both the position of the record the message comes from, and
     0 for a message sent ahead of it (Relation, Type); neither is a position to confirm.
     """
 
