@@ -1,4 +1,4 @@
-"""What a role may do. Everything is asked by OID, since asking by name fails where the asker lacks USAGE on a schema."""
+"""What a role may do. Tables are asked for by OID, since by name it fails where the asker lacks USAGE on the schema."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ REPLICATION_ROLES = ("rds_replication", "rds_superuser", "mdb_replication")
 class RoleReplication:
     """A role, and by which right it may replicate.
 
-    ``replication`` and ``superuser`` are its own attributes; ``through`` names the roles of a managed service, among those it
-    is a member of, that stand for REPLICATION there.
+    ``replication`` and ``superuser`` are its own attributes; ``through`` names the roles of a managed service that it
+    is a member of and that stand for REPLICATION there.
     """
 
     oid: int
@@ -39,7 +39,8 @@ class RoleReplication:
 class TablePrivileges:
     """What a role may read of a table.
 
-    ``unreadable_columns`` are those without SELECT, of the table itself or of the column; ``schema_usage`` is needed besides.
+    ``unreadable_columns`` are those without SELECT, be it on the table or on the column; ``schema_usage`` is needed
+    too.
     """
 
     oid: int
@@ -71,7 +72,10 @@ WHERE c.oid = ANY (%s::oid[]) AND r.oid = %s::oid
 def can_replicate(conn: psycopg.Connection, role: str | None = None) -> RoleReplication | None:
     """Read a role, by default the connected one, with its right to replicate; None when there is no such role."""
     row = conn.execute(_ROLE, [list(REPLICATION_ROLES), role]).fetchone()
-    return RoleReplication(*row[:6], tuple(row[6])) if row else None
+    if row is None:
+        return None
+    oid, name, can_login, superuser, replication, bypass_rls, through = row
+    return RoleReplication(oid, name, can_login, superuser, replication, bypass_rls, tuple(through))
 
 
 def table_privileges(conn: psycopg.Connection, role_oid: int, tables: Sequence[int]) -> dict[int, TablePrivileges]:

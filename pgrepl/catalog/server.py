@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 class Server:
     """A server as one session sees it.
 
-    ``version_num`` is 180004 for 18.4. ``effective_wal_level`` is None below 19. ``used_slots`` and ``used_wal_senders`` count
-    what is taken in the whole cluster, by anybody. ``wal_position`` is the end of the flushed WAL, on a standby that of the
-    replayed WAL. ``wal_sender_timeout_ms`` is this session's, 0 means none. ``pending_restart`` names the settings whose new
-    value in the configuration waits for a restart. ``system_identifier`` and ``timeline`` are None for a role that may not
-    read the control file.
+    ``version_num`` is 180004 for 18.4. ``effective_wal_level`` is None below 19. ``used_slots`` and
+    ``used_wal_senders`` count what is taken in the whole cluster, by anybody. ``wal_position`` is the end of the
+    flushed WAL, on a standby that of the replayed WAL. ``wal_sender_timeout_ms`` is this session's, 0 means none.
+    ``pending_restart`` names the settings whose new value in the configuration waits for a restart.
+    ``system_identifier`` and ``timeline`` are None for a role that may not read the control file.
     """
 
     version: str
