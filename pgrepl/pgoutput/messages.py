@@ -63,7 +63,7 @@ class Origin(NamedTuple):
 
 
 class Type(NamedTuple):
-    """Name a type that is not built in; precedes the Relation that uses it. The name is not qualified nor quoted."""
+    """Name a type that is not built in, ahead of the Relation that uses it; a domain has its base type's name."""
 
     oid: int
     namespace: str
