@@ -1,9 +1,9 @@
 """Fixtures that every test may use: PostgreSQL servers of several versions, and a database of its own for each test.
 
-``server`` runs a test on every supported version that is here (16, 17, 18); ``server16``, ``server17``, ``server18`` and
-``server15`` (which pgrepl refuses) are one each. ``database`` and ``database18`` are fresh databases on ``server`` and
-``server18``. ``new_server(version, **settings)`` starts a server for one test alone. ``--servers 16,18`` chooses versions,
-and PGREPL_REQUIRE_SERVERS names those without which the run is a failure.
+``server`` runs a test on every supported version that is here (16, 17, 18); ``server16``, ``server17``, ``server18``
+and ``server15``, which pgrepl refuses, are one each. ``database`` and ``database18`` are fresh databases on ``server``
+and ``server18``. ``new_server(version, **settings)`` starts a server for one test alone. ``--servers 16,18`` chooses
+versions, and PGREPL_REQUIRE_SERVERS names those without which the run is a failure.
 """
 
 from __future__ import annotations

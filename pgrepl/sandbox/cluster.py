@@ -136,8 +136,8 @@ class Cluster:
             state = lines[7].strip()
         except (OSError, IndexError, ValueError):
             return None
-        # The file outlives a crash of the machine, and its process id may by then be another's; only a socket that answers
-        # proves a server.
+        # The file outlives a crash of the machine, and its process id may by then be another's. Only a socket that
+        # answers proves a server.
         with closing(socket.socket(socket.AF_UNIX)) as probe:
             probe.settimeout(5)
             try:

@@ -67,7 +67,7 @@ def test_a_new_server_has_its_settings_and_starts_again_on_its_port(new_server: 
 
 
 def test_a_server_that_does_not_start_shows_its_log(new_server: NewServer) -> None:
-    with pytest.raises(Exception, match="does not start(.|\n)*unrecognized configuration parameter"):
+    with pytest.raises(Exception, match=r"does not start(.|\n)*unrecognized configuration parameter"):
         new_server(18, no_such_setting="1")
 
 
