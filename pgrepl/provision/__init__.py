@@ -1,0 +1,22 @@
+"""Setting a server up for logical replication: plan first, then apply, all or nothing."""
+
+from pgrepl.provision.apply import DEFAULT_LOCK_TIMEOUT, apply
+from pgrepl.provision.plan import plan
+from pgrepl.provision.script import dry_run_script, needs_script
+from pgrepl.provision.steps import Note, Plan, Statement, Step
+from pgrepl.provision.wanted import DEFAULT_PUBLICATION, OPERATIONS, Wanted
+
+__all__ = [
+    "DEFAULT_LOCK_TIMEOUT",
+    "DEFAULT_PUBLICATION",
+    "OPERATIONS",
+    "Note",
+    "Plan",
+    "Statement",
+    "Step",
+    "Wanted",
+    "apply",
+    "dry_run_script",
+    "needs_script",
+    "plan",
+]

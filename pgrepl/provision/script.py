@@ -1,0 +1,45 @@
+"""A plan as a script for psql."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pgrepl.provision.apply import lock_timeout_setting
+from pgrepl.provision.steps import Plan, Step
+
+
+def needs_script(plan: Plan) -> str | None:
+    """Write what the connected role may not do as a script for somebody who may; None when there is nothing."""
+    if not plan.left_out:
+        return None
+    return _transaction(plan.left_out, f"to be run as a superuser in database {plan.database}")
+
+
+def dry_run_script(plan: Plan, *, lock_timeout: float) -> str:
+    """Write what ``apply`` would run, to the same effect but for passwords, which are a comment at the end.
+
+    What the connected role may not do follows as a comment, so that the same role can run the whole.
+    """
+    planned = [step for step in plan.steps if step.status == "planned"]
+    if planned:
+        script = _transaction(planned, f"what setup would run in database {plan.database}", lock_timeout)
+    else:
+        script = "-- nothing to do\n"
+    needs = needs_script(plan)
+    return script + (comment(needs) + "\n" if needs else "")
+
+
+def comment(text: str) -> str:
+    """Make each line of a text a comment, whatever line ends stand in the names in it."""
+    return "\n".join(f"-- {line}".rstrip() for line in text.splitlines())
+
+
+def _transaction(steps: Iterable[Step], title: str, lock_timeout: float | None = None) -> str:
+    lines = [comment(title), "\\set ON_ERROR_STOP on", "BEGIN;"]
+    if lock_timeout is not None:
+        lines.append(lock_timeout_setting(lock_timeout) + ";")
+    statements = [statement for step in steps for statement in step.statements]
+    lines += [statement.text + ";" for statement in statements if not statement.is_comment]
+    lines.append("COMMIT;")
+    lines += [statement.text for statement in statements if statement.is_comment]
+    return "\n".join(lines) + "\n"
