@@ -59,7 +59,8 @@ class Config:
 def load(path: str | os.PathLike[str] | None) -> Config:
     """Read the named file, or else the first that exists of ./pgrepl.toml and the user's configuration directory.
 
-    Raises InputError when a named file does not exist, cannot be read, is not TOML, or says something that is not understood.
+    Raises InputError when a named file does not exist, cannot be read, is not TOML, or says something that is not
+    understood.
     """
     if path is not None:
         return _parse(Path(path))
@@ -70,8 +71,8 @@ def load(path: str | os.PathLike[str] | None) -> Config:
 
 
 def _default_paths() -> list[Path]:
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return [Path(FILE_NAME), Path(home) / "pgrepl" / FILE_NAME]
+    home = os.environ.get("XDG_CONFIG_HOME")
+    return [Path(FILE_NAME), (Path(home) if home else Path("~/.config").expanduser()) / "pgrepl" / FILE_NAME]
 
 
 def _parse(path: Path) -> Config:

@@ -52,8 +52,8 @@ def connect(
 ) -> psycopg.Connection:
     """Open a connection in autocommit mode.
 
-    With ``row_security=False`` a table whose policies would hide rows is an error instead of a part of itself, which a copy
-    must have. Raises ConnectError.
+    With ``row_security=False`` a table whose policies would hide rows is an error instead of a part of itself, which a
+    copy must have. Raises ConnectError.
     """
     import psycopg
 
@@ -71,7 +71,7 @@ def connect(
 
 def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError:
     """Turn libpq's report of a failed connection into one line and, where the cause is known, a hint."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = one_line(error)
     # The multi-host preamble repeats the whole address list for each failure.
     hint = None
     for pattern, advice in _CONNECT_HINTS:
@@ -96,7 +96,26 @@ _CONNECT_HINTS = [
 ]
 
 
+_LOST = re.compile("57P0[1-4]|08...|53300", re.ASCII)
+
+
+def is_lost(error: Exception) -> bool:
+    """Tell whether an error means that the connection is gone or not to be had, which waiting may cure."""
+    import psycopg
+
+    if isinstance(error, ConnectError):
+        return True
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    return error.sqlstate is None or _LOST.fullmatch(error.sqlstate) is not None
+
+
+def one_line(error: Exception) -> str:
+    """Give an error's message without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def server_error(error: psycopg.Error, doing: str) -> OperationError:
     """Turn an error of the server into one of ours that says what was being done."""
-    text = error.diag.message_primary or re.sub(r"\s+", " ", str(error)).strip()
+    text = error.diag.message_primary or one_line(error)
     return OperationError(f"{doing}: {text}", hint=error.diag.message_hint, sqlstate=error.sqlstate)

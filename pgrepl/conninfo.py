@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pgrepl.errors import InputError
 
@@ -16,8 +17,8 @@ _SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret"})
 class ConnectionTarget:
     """A server and database to connect to.
 
-    ``params`` are libpq keywords that were given; what is absent comes from libpq's own environment, service and password
-    files. ``origin`` says in words where they came from. The repr shows no secret.
+    ``params`` are libpq keywords that were given; what is absent comes from libpq's own environment, service and
+    password files. ``origin`` says in words where they came from. The repr shows no secret.
     """
 
     params: Mapping[str, str] = field(repr=False)
@@ -67,14 +68,13 @@ def _default(keyword: str) -> str | None:
 
 
 def _service_entry(service: str) -> dict[str, str]:
-    """Read one entry of the service file where libpq looks for it (PostgreSQL documentation, The Connection Service File)."""
-    paths = [os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")]
+    """Read an entry of the service file (PostgreSQL documentation, The Connection Service File)."""
+    paths = [Path(os.environ.get("PGSERVICEFILE") or "~/.pg_service.conf").expanduser()]
     if os.environ.get("PGSYSCONFDIR"):
-        paths.append(os.path.join(os.environ["PGSYSCONFDIR"], "pg_service.conf"))
+        paths.append(Path(os.environ["PGSYSCONFDIR"]) / "pg_service.conf")
     for path in paths:
         try:
-            with open(path, encoding="utf-8") as file:
-                lines = file.read().splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except OSError:
             continue
         entry: dict[str, str] | None = None
@@ -95,7 +95,8 @@ def _service_entry(service: str) -> dict[str, str]:
 def parse(text: str, origin: str) -> ConnectionTarget:
     """Read a URI or a libpq connection string.
 
-    Raises InputError; its message leaves out everything that libpq quotes from the string, since that may be the password.
+    Raises InputError; its message leaves out everything that libpq quotes from the string, since that may be the
+    password.
     """
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict

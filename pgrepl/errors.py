@@ -10,8 +10,8 @@
      +-- TimeLimitError        the time limit of the command ran out                        (exit code 4)
      +-- PositionError         slot lost, gap, or another server: a person must decide      (exit code 5)
 
-A message is lower case, without a full stop, and says what failed and on what; ``hint`` says what to do. Neither ever holds a
-password. The exit codes themselves live in ``pgrepl.cli.diagnostics``.
+A message is lower case, without a full stop, and says what failed and on what; ``hint`` says what to do. Neither ever
+holds a password. The exit codes themselves live in ``pgrepl.cli.diagnostics``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from __future__ import annotations
 class PgreplError(Exception):
     """The root of all errors of pgrepl.
 
-    ``hint`` is one line for the person at the terminal, ``sqlstate`` the five characters of the server's error, if it was one.
+    ``hint`` is one line for the person at the terminal, ``sqlstate`` the five characters of the server's error, if it
+    was one.
     """
 
     def __init__(self, message: str, *, hint: str | None = None, sqlstate: str | None = None) -> None:

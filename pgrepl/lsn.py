@@ -13,8 +13,9 @@ _MAX = 0xFFFFFFFFFFFFFFFF
 class Lsn(int):
     """A position in the WAL, in bytes since its beginning; prints as ``0/16B3748``.
 
-    Subtracting two gives a plain number of bytes. The order is the order of the WAL. One rule holds for every stored or
-    confirmed position P: all transactions whose commit record starts before P are done, so compare with ``>=``, never ``>``.
+    Subtracting two gives a plain number of bytes. The order is the order of the WAL. One rule holds for every stored
+    or confirmed position P: all transactions whose commit record starts before P are done, so compare with ``>=``,
+    never ``>``.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""The names that tools around supabase/etl agree on: pipeline ids and replication slots, and how an identifier is quoted."""
+"""The names that tools around supabase/etl agree on, of pipelines and slots, and how an identifier is quoted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SlotName(NamedTuple):
 
 
 def pipeline_id(host: str, dbname: str) -> int:
-    """Derive the unsigned 64-bit id of the pipeline of a database: FNV-1a over ``host/dbname``, its text as configured."""
+    """Derive the unsigned 64-bit id of the pipeline of a database: FNV-1a over ``host/dbname`` as configured."""
     value = _FNV_START
     for byte in f"{host}/{dbname}".encode():
         value = (value ^ byte) * _FNV_PRIME % _U64

@@ -54,7 +54,7 @@ def exit_code_for(error: BaseException) -> ExitCode:
 
 
 class Reporter:
-    """Write to stderr what a person should know: errors always, the rest by verbosity (-1 quiet, 0 normal, 1 verbose)."""
+    """Write to stderr what a person should know: errors always, the rest by verbosity (-1, 0 or 1)."""
 
     def __init__(
         self, *, verbosity: int = 0, debug: bool = False, color: str = "auto", log_format: str = "text"

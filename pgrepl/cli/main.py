@@ -60,7 +60,7 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.exceptions.NoArgsIsHelpError as help_wanted:
-        click.echo(help_wanted.ctx.get_help() if help_wanted.ctx else "", err=True)
+        click.echo(help_wanted.ctx.get_help(), err=True)
         return ExitCode.USAGE
     except BrokenPipeError:
         # The interpreter flushes stdout once more at its end; that must not fail again.

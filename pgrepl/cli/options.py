@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _SIZES = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """``500ms``, ``30s``, ``5m``, ``2h``; a bare number is seconds. The value is a float of seconds."""
 
     name = "duration"
@@ -39,7 +38,7 @@ class Duration(click.ParamType):
         return float(match[1]) * _UNITS[match[2]]
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """``64MB``, ``10GB``; a bare number is bytes. The value is an int of bytes."""
 
     name = "size"
@@ -53,7 +52,7 @@ class Size(click.ParamType):
         return int(float(match[1]) * _SIZES[match[2].upper()])
 
 
-class LsnType(click.ParamType):
+class LsnType(click.ParamType[Lsn]):
     """A position in the WAL such as ``0/16B3748``."""
 
     name = "lsn"
@@ -67,7 +66,7 @@ class LsnType(click.ParamType):
             self.fail(f"{error} ({error.hint})", param, ctx)
 
 
-class TableName(click.ParamType):
+class TableName(click.ParamType[tuple[str, str]]):
     """``schema.table``, each part as it is written in the catalog or, with special characters, in double quotes.
 
     The value is a pair (schema, table).
@@ -136,7 +135,8 @@ class Run:
             target = parse(self.dsn, origin)
             if origin == "--dsn" and target.has_password:
                 self.report.warning(
-                    "the password in --dsn can be seen in the process list", hint="use PGREPL_DSN, ~/.pgpass or a service"
+                    "the password in --dsn can be seen in the process list",
+                    hint="use PGREPL_DSN, ~/.pgpass or a service",
                 )
             return target
         if self.database is not None:
@@ -160,9 +160,7 @@ _COMMON = [
     click.option(
         "--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colours; NO_COLOR counts too."
     ),
-    click.option(
-        "--log-format", type=click.Choice(["text", "json"]), default="text", help="How stderr is written."
-    ),
+    click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How stderr is written."),
 ]
 _CONNECTING = [
     click.option(
@@ -204,7 +202,9 @@ def command_options(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def wrapper(*args: Any, verbose: bool, quiet: bool, debug: bool, color: str, log_format: str, **rest: Any) -> Any:
+        def wrapper(
+            *args: Any, verbose: bool, quiet: bool, debug: bool, color: str, log_format: str, **rest: Any
+        ) -> Any:
             report = Reporter(verbosity=-1 if quiet else int(verbose), debug=debug, color=color, log_format=log_format)
             # main() reports the errors that end the command, with the options of the command.
             click.get_current_context().find_root().meta["pgrepl.report"] = report
@@ -245,12 +245,3 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def read_password_file(path: str) -> str:
-    """Read a password from a file, without its trailing white space. Raises InputError."""
-    try:
-        with open(os.fspath(path), encoding="utf-8") as file:
-            return file.read().rstrip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the password file {path}: {error}") from None

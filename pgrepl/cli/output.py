@@ -37,7 +37,7 @@ def console(color: str) -> Console:
 
 
 def emit(document: Any, *, output_format: str, color: str, table: Callable[[], RenderableType]) -> None:
-    """Print a document: ``json`` whole, ``jsonl`` an element a line (an object is one element), else what ``table`` draws."""
+    """Print a document: ``json`` whole, ``jsonl`` an element a line, else what ``table`` draws."""
     if output_format == "json":
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     elif output_format == "jsonl":

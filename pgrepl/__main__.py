@@ -1,0 +1,5 @@
+"""``python -m pgrepl``."""
+
+from pgrepl.cli.main import main
+
+main()

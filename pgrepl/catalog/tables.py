@@ -1,0 +1,93 @@
+"""Tables as a stream needs to know them: their columns with types, keys and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import psycopg
+
+
+@dataclass(frozen=True)
+class ColumnDescription:
+    """One column of a table; ``attnum`` stays its own through every rename."""
+
+    name: str
+    attnum: int
+    type_oid: int
+    type_modifier: int
+    type_name: str
+    nullable: bool
+    in_primary_key: bool
+    in_identity_index: bool
+
+
+@dataclass(frozen=True)
+class TableDescription:
+    """A table with its columns in the order of attnum, dropped ones left out."""
+
+    oid: int
+    schema: str
+    name: str
+    relkind: str
+    replica_identity: str
+    columns: tuple[ColumnDescription, ...]
+
+
+_DESCRIBE = """
+SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
+       a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
+       coalesce(a.attnum = ANY (p.key), false), coalesce(a.attnum = ANY (r.key), false)
+  FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  LEFT JOIN LATERAL (SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] AS key FROM pg_catalog.pg_index i
+                      WHERE i.indrelid = c.oid AND i.indisprimary) p ON true
+  LEFT JOIN LATERAL (SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] AS key FROM pg_catalog.pg_index i
+                      WHERE i.indrelid = c.oid AND i.indisreplident) r ON true
+ WHERE c.oid = ANY (%s::oid[])
+ ORDER BY c.oid, a.attnum
+"""
+
+
+def describe(connection: psycopg.Connection, oids: Collection[int]) -> dict[int, TableDescription]:
+    """Describe the tables with these OIDs, in one query; one that does not exist is absent."""
+    found: dict[int, tuple[tuple[str, str, str, str], list[ColumnDescription]]] = {}
+    for row in connection.execute(_DESCRIBE, [list(oids)]):
+        _, columns = found.setdefault(row[0], (tuple(row[1:5]), []))
+        if row[5] is not None:
+            columns.append(ColumnDescription(*row[5:]))
+    return {oid: TableDescription(oid, *head, tuple(columns)) for oid, (head, columns) in found.items()}
+
+
+_REPLACED = """
+SELECT DISTINCT w.oid
+  FROM unnest(%s::oid[]) AS w (oid)
+ CROSS JOIN LATERAL (
+       SELECT w.oid AS leaf UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(w.oid) t) l
+  LEFT JOIN pg_catalog.pg_class c ON c.oid = l.leaf
+ WHERE c.oid IS NULL
+    OR c.relkind IN ('r', 't', 'm') AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(l.leaf)
+"""
+
+
+def replaced_since_snapshot(connection: psycopg.Connection, oids: Collection[int]) -> list[int]:
+    """List those of the tables whose rows the snapshot of this transaction cannot give any more.
+
+    TRUNCATE and rewriting ALTERs put a new file in place of the old one, for every snapshot at once. ``pg_class`` is
+    read as the snapshot sees it, ``pg_relation_filenode`` tells the file of now; where they differ, for the table or
+    any of its partitions, an older snapshot would silently read an empty or a changed table. Only a lock on the table
+    held before makes the answer last (PostgreSQL documentation, MVCC Caveats).
+    """
+    return [oid for (oid,) in connection.execute(_REPLACED, [list(oids)])]
+
+
+def lockable(connection: psycopg.Connection, oids: Collection[int]) -> set[int]:
+    """Say which tables the role may LOCK in ACCESS SHARE mode: SELECT on columns alone is not enough."""
+    return {
+        oid
+        for (oid,) in connection.execute(
+            "SELECT w.oid FROM unnest(%s::oid[]) AS w (oid) WHERE pg_catalog.has_table_privilege(w.oid, 'SELECT')",
+            [list(oids)],
+        )
+    }

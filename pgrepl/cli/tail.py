@@ -1,0 +1,255 @@
+"""``pgrepl tail``: print every change of a publication, after a snapshot of its tables."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
+from pgrepl.cli.options import DURATION, LSN, TABLE_NAME, Run, command_options
+from pgrepl.errors import InputError
+from pgrepl.lsn import Lsn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as ProgressBar
+
+    from pgrepl.catalog.publications import PublishedTable
+    from pgrepl.engine.pipeline import Outcome, Pipeline, Progress
+    from pgrepl.formats import Format
+    from pgrepl.sinks import Sink
+
+_ASK_ABOVE = 1 << 30
+
+
+class _UntilType(click.ParamType[object]):
+    name = "lsn|now"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        return value if value == "now" else LSN.convert(value, param, ctx)
+
+
+@click.command(epilog=EXIT_CODES_HELP)
+@click.argument("publications", metavar="PUBLICATION[,PUBLICATION…]", required=False)
+@click.option(
+    "--snapshot",
+    type=click.Choice(["initial", "never", "only"]),
+    default="initial",
+    show_default=True,
+    help="Copy the tables first, not at all, or copy only.",
+)
+@click.option("--table", "tables", type=TABLE_NAME, multiple=True, help="Only this table (again for more).")
+@click.option("--exclude-table", "excluded", type=TABLE_NAME, multiple=True, help="Not this table (again for more).")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["json", "pretty"]),
+    help="How events are printed; default pretty on a terminal, else json.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("-o", "--output", metavar="FILE", help="Append to FILE, synced every second, instead of stdout.")
+@click.option("--transactions/--no-transactions", default=False, help="Print begin and commit of each transaction too.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N row events, snapshot rows too.")
+@click.option(
+    "--until-lsn", "until", type=_UntilType(), help="End before the first transaction committed there or later."
+)
+@click.option("--for", "duration", type=DURATION, help="End after this long.")
+@click.option(
+    "--progress/--no-progress", "progress", default=None, help="A live line on stderr; default on a terminal."
+)
+@command_options(formats=False, timeout=False)
+def tail(
+    run: Run,
+    publications: str | None,
+    snapshot: str,
+    tables: tuple[tuple[str, str], ...],
+    excluded: tuple[tuple[str, str], ...],
+    output_format: str | None,
+    as_json: bool,
+    output: str | None,
+    transactions: bool,
+    limit: int | None,
+    until: object,
+    duration: float | None,
+    progress: bool | None,
+) -> int:
+    """Print a snapshot of the published tables, then every change, until told to stop.
+
+    Nothing is left on the server: the slot is temporary and the state is kept in memory, so a restart begins anew, and
+    changes in between are not seen.
+
+    \b
+    Example: pgrepl tail orders_pub | jq 'select(.op == "insert")'
+             pgrepl tail orders_pub --snapshot only -o orders.jsonl
+    """
+    if as_json and output_format not in (None, "json"):
+        raise click.UsageError("--json and --format contradict each other")
+    names = _publications(run.publication(publications))
+    to_terminal = output is None and sys.stdout.isatty()
+    chosen = "json" if as_json else output_format or ("pretty" if to_terminal else "json")
+    target = run.target
+
+    from pgrepl.engine.pipeline import Options, Pipeline
+    from pgrepl.engine.selection import Selection
+
+    options = Options(
+        publications=names,
+        selection=Selection(frozenset(tables), frozenset(excluded)),
+        snapshot=snapshot,  # type: ignore[arg-type]
+        transactions=transactions,
+        limit=limit,
+        exact_limit=output is None,
+        until=until,  # type: ignore[arg-type]
+        duration=duration,
+    )
+    sink = _sink(output)
+    show_progress = progress if progress is not None else sys.stderr.isatty() and not to_terminal
+    watcher = _Watcher(run, show_progress and run.report.verbosity >= 0)
+    pipeline = Pipeline(target, options, _format(chosen, run.color), sink, watcher)
+    if snapshot == "initial":
+        run.report.notice("store memory: nothing is kept; a restart begins anew, changes in between are not seen")
+    with _signals(pipeline) as received, watcher:
+        outcome = pipeline.run()
+    _report_end(run, outcome)
+    if outcome.reason != "stopped":
+        return ExitCode.OK
+    return ExitCode.INTERRUPTED if received[:1] == [signal.SIGINT] else ExitCode.TERMINATED
+
+
+def _publications(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        raise click.UsageError("name the publication, here or in the configuration")
+    names = tuple(dict.fromkeys(text.split(",")))
+    if not all(names):
+        raise InputError(f"{text!r} has an empty name in it", hint="publications are separated by single commas")
+    return names
+
+
+def _sink(path: str | None) -> Sink:
+    from pgrepl.sinks.file import FileSink
+    from pgrepl.sinks.stdout import StdoutSink
+
+    if path is None:
+        sys.stdout.flush()
+        return StdoutSink(sys.stdout.fileno())
+    return FileSink(path)
+
+
+def _format(name: str, color: str) -> Format:
+    if name == "json":
+        from pgrepl.formats.json import JsonLines
+
+        return JsonLines()
+    from pgrepl.cli.diagnostics import use_color
+    from pgrepl.formats.pretty import Pretty
+
+    return Pretty(color=use_color(color, sys.stdout.isatty()))
+
+
+@contextmanager
+def _signals(pipeline: Pipeline) -> Iterator[list[int]]:
+    """Let the first SIGINT or SIGTERM end the run with the transaction being written, the second at once."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + received[0])
+        pipeline.stop()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _report_end(run: Run, outcome: Outcome) -> None:
+    progress = outcome.progress
+    done = f"{progress.rows} rows, {progress.transactions} transactions, up to {progress.position}"
+    run.report.notice(f"stopped: {done}" if outcome.reason == "stopped" else f"done: {done}")
+
+
+class _Watcher:
+    """Pass on to the terminal what the pipeline tells, with a live line where that is wanted."""
+
+    def __init__(self, run: Run, live: bool) -> None:
+        self._run = run
+        self._live = live
+        self._bar: ProgressBar | None = None
+        self._last = 0.0
+        self._last_rows = 0
+
+    def __enter__(self) -> _Watcher:
+        if self._live:
+            from rich.console import Console
+            from rich.progress import Progress as ProgressBar
+            from rich.progress import SpinnerColumn, TextColumn
+
+            console = Console(stderr=True, highlight=False, markup=False)
+            self._bar = ProgressBar(
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True
+            )
+            self._bar.add_task("connecting", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def notice(self, message: str) -> None:
+        self._run.report.notice(message)
+
+    def warning(self, message: str, *, hint: str | None = None) -> None:
+        self._run.report.warning(message, hint=hint)
+
+    def may_copy(self, tables: Collection[PublishedTable]) -> bool:
+        size = sum(table.size for table in tables)
+        rows = sum(table.rows or 0 for table in tables)
+        plural = "table" if len(tables) == 1 else "tables"
+        self.notice(f"snapshot: {len(tables)} {plural}, about {rows:,} rows, {_bytes(size)}")
+        if size <= _ASK_ABOVE or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        if self._bar is not None:
+            self._bar.stop()
+        wanted = click.confirm(f"Copy {_bytes(size)}?", err=True, default=True)
+        if self._bar is not None:
+            self._bar.start()
+        return wanted
+
+    def progress(self, progress: Progress) -> None:
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        elapsed = now - self._last
+        if elapsed < 0.5:
+            return
+        rate = (progress.rows - self._last_rows) / elapsed if self._last else 0.0
+        self._last, self._last_rows = now, progress.rows
+        self._bar.update(self._bar.task_ids[0], description=_describe(progress, rate))
+
+
+def _describe(progress: Progress, rate: float) -> str:
+    if progress.phase == "copying":
+        part = f" of about {progress.rows_to_copy:,}" if progress.rows_to_copy else ""
+        tables = f"{progress.tables_done} of {progress.tables} tables"
+        return f"copying: {tables}, {progress.rows_copied:,}{part} rows, {rate:,.0f} rows/s"
+    lag = max(0, Lsn(progress.received) - progress.position)
+    return f"streaming: {progress.rows:,} rows, {rate:,.0f} rows/s, at {progress.position}, {_bytes(lag)} behind"
+
+
+def _bytes(size: int) -> str:
+    number = float(size)
+    for unit in ("B", "KB", "MB", "GB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TB"

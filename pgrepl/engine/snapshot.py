@@ -1,0 +1,105 @@
+"""The copy of tables out of one exported snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import psycopg
+from psycopg import sql
+
+from pgrepl.catalog import publications
+from pgrepl.catalog.publications import PublishedTable
+from pgrepl.catalog.tables import lockable, replaced_since_snapshot
+from pgrepl.engine import relations
+from pgrepl.events import Table
+from pgrepl.pgoutput.copytext import CopyRows, Row
+
+_LOCK_TIMEOUT = "5s"
+_NO_SNAPSHOT = (
+    psycopg.errors.InvalidParameterValue,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+)
+_NOT_LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.UndefinedTable)
+
+
+class SnapshotUnusable(Exception):
+    """The tables cannot be read as they were at the snapshot any more; a new slot and a new snapshot are needed."""
+
+
+class Snapshot:
+    """A transaction that reads as of an exported snapshot, and holds its tables as they are.
+
+    TRUNCATE and ALTERs that rewrite a table are not covered by snapshots: an older one reads an empty or a changed
+    table afterwards, without an error. So the tables are locked (ACCESS SHARE, which lets everybody read and write)
+    before their files are compared with those the snapshot knows, and the locks are held to the end of the copy.
+    """
+
+    def __init__(self, connection: psycopg.Connection, name: str) -> None:
+        """Import the snapshot into a new transaction. Raises SnapshotUnusable when it is gone."""
+        self._connection = connection
+        self._held: set[int] = set()
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(name)))
+        except _NO_SNAPSHOT as error:
+            raise SnapshotUnusable(f"the exported snapshot is gone: {error.diag.message_primary}") from None
+
+    def published(self, names: Sequence[str]) -> list[PublishedTable]:
+        """Read what the publications publish as the snapshot sees it."""
+        return publications.published_tables(self._connection, names)
+
+    def describe(self, tables: Sequence[PublishedTable]) -> dict[int, Table]:
+        """Build the versions of the tables that rows are read with."""
+        return relations.published(self._connection, tables)
+
+    def hold(self, tables: Sequence[PublishedTable]) -> None:
+        """Lock the tables and make sure that the snapshot still gives their rows.
+
+        A role with grants on columns alone may not LOCK TABLE; there the COPY itself takes the lock, and ``verify``
+        compares after it. Raises SnapshotUnusable when a lock is not to be had, or when a table was replaced
+        meanwhile.
+        """
+        held = lockable(self._connection, [table.oid for table in tables])
+        if not held:
+            return
+        names = sql.SQL(", ").join(_source(table) for table in tables if table.oid in held)
+        self._connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
+        try:
+            self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+        except _NOT_LOCKED as error:
+            raise SnapshotUnusable(f"the tables cannot be locked: {error.diag.message_primary}") from None
+        self._connection.execute("SET LOCAL lock_timeout = 0")
+        self._held = held
+        self.verify([table for table in tables if table.oid in held])
+
+    def verify(self, tables: Sequence[PublishedTable]) -> None:
+        """Make sure that the snapshot gives the rows of tables that are locked. Raises SnapshotUnusable."""
+        replaced = set(replaced_since_snapshot(self._connection, [table.oid for table in tables]))
+        if replaced:
+            names = ", ".join(table.qualified for table in tables if table.oid in replaced)
+            raise SnapshotUnusable(f"{names} was truncated, rewritten or dropped while the snapshot was taken")
+
+    def copy(self, table: PublishedTable) -> Iterator[list[Row]]:
+        """Read the rows of a table, filtered and with the columns as published, some at a time."""
+        columns = sql.SQL(", ").join(sql.Identifier(name) for name in table.columns)
+        # The filter is SQL that the server itself has printed.
+        where = sql.SQL(f" WHERE {table.row_filter}" if table.row_filter else "")
+        query = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(columns, _source(table), where)
+        rows = CopyRows(len(table.columns))
+        with self._connection.cursor().copy(query) as stream:
+            for block in stream:
+                yield rows.feed(bytes(block))
+        rows.finish()
+        if table.oid not in self._held:
+            self.verify([table])
+
+    def close(self) -> None:
+        """End the transaction and its locks."""
+        self._connection.close()
+
+
+def _source(table: PublishedTable) -> sql.Composable:
+    name = sql.Identifier(table.schema, table.name)
+    # A partitioned table is read with its partitions, any other one without what inherits from it.
+    return name if table.relkind == "p" else sql.SQL("ONLY {}").format(name)

@@ -1,0 +1,218 @@
+"""One replication connection: commands to the walsender, with a wait that can be watched and broken off."""
+
+from __future__ import annotations
+
+import re
+import select
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psycopg import Error, pq
+from psycopg import connect as psycopg_connect
+
+from pgrepl.connection import connect_error, one_line, session_params
+from pgrepl.errors import ConnectError, OperationError, PgreplError, PositionError
+from pgrepl.lsn import Lsn
+from pgrepl.names import check_slot_name, quote_ident
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+    from pgrepl.conninfo import ConnectionTarget
+
+_WAIT_STEP = 0.25
+
+# What takes time is told to the caller: how many seconds so far. It may raise to break the wait off.
+Waiting = Callable[[float], None]
+
+
+class ConnectionLost(ConnectError):
+    """A connection that was there is gone: the server went away, shut down, or ended the session."""
+
+
+@dataclass(frozen=True)
+class CreatedSlot:
+    """What CREATE_REPLICATION_SLOT answers.
+
+    Every transaction with ``commit_lsn >= consistent_point`` is streamed, every other one is in the snapshot.
+    """
+
+    name: str
+    consistent_point: Lsn
+    snapshot_name: str | None
+
+
+class Walsender:
+    """A connection in replication mode to one database (PostgreSQL documentation, Streaming Replication Protocol)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.pgconn = connection.pgconn
+        self.skipped_publication: str | None = None
+        connection.add_notice_handler(self._notice)
+
+    @classmethod
+    def open(cls, target: ConnectionTarget, application_name: str) -> Walsender:
+        """Connect. Raises ConnectError, and OperationError when the role may not replicate or no walsender is free."""
+        # A role setting could hide the warning that the server skips a publication.
+        params = session_params(target, application_name, client_min_messages="warning")
+        params["replication"] = "database"
+        try:
+            connection = psycopg_connect("", autocommit=True, **params)  # type: ignore[arg-type]
+        except Error as error:
+            raise _refused(error, target) from None
+        return cls(connection)
+
+    def _notice(self, diagnostic: object) -> None:
+        # PostgreSQL 18 goes on without a publication that did not exist at the time of a change; its changes are lost.
+        text = getattr(diagnostic, "message_primary", None) or ""
+        if getattr(diagnostic, "sqlstate", None) == "55000" and "publication" in text:
+            self.skipped_publication = text
+
+    @property
+    def pid(self) -> int:
+        """The process id of the walsender."""
+        return self._connection.info.backend_pid
+
+    def close(self) -> None:
+        """Close the connection; a temporary slot goes with it."""
+        self._connection.close()
+
+    def query(self, command: str, waiting: Waiting | None = None) -> list[tuple[str | None, ...]]:
+        """Send one command and return its rows as text.
+
+        ``waiting`` is called about every quarter of a second. Raises OperationError with the server's SQLSTATE, or
+        ConnectionLost.
+        """
+        result = self._execute(command, waiting)
+        if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+            raise OperationError(f"unexpected answer to {command.split()[0]}")
+        return [
+            tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
+            for row in range(result.ntuples)
+        ]
+
+    def setting(self, name: str) -> str:
+        """Read a setting as it holds for this walsender."""
+        return self.query(f"SHOW {quote_ident(name)}")[0][0] or ""
+
+    def wal_sender_timeout(self) -> float:
+        """Read after how many seconds of silence the server hangs up; 0 for never."""
+        text = self.setting("wal_sender_timeout")
+        match = re.fullmatch(r"(\d+)(ms|s|min|h|d)?", text)
+        if match is None:
+            raise OperationError(f"wal_sender_timeout has the unexpected value {text!r}")
+        return int(match[1]) * {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, None: 0.001}[match[2]]
+
+    def create_temporary_slot(self, name: str, waiting: Waiting | None = None) -> CreatedSlot:
+        """Create a slot that lives as long as this connection, and export the snapshot that fits its consistent point.
+
+        The server waits for all running transactions to end. The snapshot can be imported until the next command.
+        """
+        quoted = quote_ident(check_slot_name(name))
+        command = f"CREATE_REPLICATION_SLOT {quoted} TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')"
+        ((slot, point, snapshot, _plugin),) = self.query(command, waiting)
+        assert slot is not None
+        assert point is not None
+        return CreatedSlot(slot, Lsn.parse(point), snapshot)
+
+    def start_replication(self, slot: str, start: Lsn, publications: Sequence[str]) -> None:
+        """Begin to stream the slot from ``start`` in protocol version 1, logical messages included.
+
+        From here on the connection carries CopyData both ways, and is a Receiver's.
+        """
+        names = ",".join(quote_ident(name) for name in publications)
+        literal = "'" + names.replace("'", "''") + "'"
+        command = (
+            f"START_REPLICATION SLOT {quote_ident(slot)} LOGICAL {start}"
+            f" (proto_version '1', publication_names {literal}, messages 'true')"
+        )
+        if self._execute(command, None).status != pq.ExecStatus.COPY_BOTH:
+            raise OperationError("unexpected answer to START_REPLICATION")
+
+    def _execute(self, command: str, waiting: Waiting | None) -> pq.abc.PGresult:
+        with lost_connection():
+            self.pgconn.send_query(command.encode())
+            result = self._result(waiting)
+        if result is None:
+            raise ConnectionLost("the server ended the replication connection")
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise result_error(result, f"{command.split()[0]} failed")
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            with lost_connection():
+                while self._result(waiting) is not None:
+                    pass
+        return result
+
+    def _result(self, waiting: Waiting | None) -> pq.abc.PGresult | None:
+        began = time.monotonic()
+        while self.pgconn.flush() == 1:
+            select.select([], [self.pgconn.socket], [], _WAIT_STEP)
+        while self.pgconn.is_busy():
+            ready, _, _ = select.select([self.pgconn.socket], [], [], _WAIT_STEP)
+            if ready:
+                self.pgconn.consume_input()
+            elif waiting is not None:
+                waiting(time.monotonic() - began)
+        return self.pgconn.get_result()
+
+
+@contextmanager
+def lost_connection() -> Iterator[None]:
+    """Turn libpq's errors of a broken connection into ConnectionLost."""
+    try:
+        yield
+    except Error as error:
+        raise ConnectionLost(f"the replication connection was lost: {one_line(error)}") from None
+
+
+_LOST = re.compile("57P0[1-4]|08...|53300", re.ASCII)
+_SLOT_INVALID = (
+    "cannot read from logical replication slot",
+    "can no longer get changes",
+    "can no longer access replication slot",
+)
+
+
+def result_error(result: pq.abc.PGresult, doing: str) -> PgreplError:
+    """Turn an error result of the walsender into the verdict on it: try again, give up, or ask a person."""
+
+    def field(code: pq.DiagnosticField) -> str | None:
+        return _text(result.error_field(code))
+
+    state = field(pq.DiagnosticField.SQLSTATE)
+    text = field(pq.DiagnosticField.MESSAGE_PRIMARY) or "no message"
+    hint = field(pq.DiagnosticField.MESSAGE_HINT)
+    message = f"{doing}: {text}"
+    if state is None or _LOST.fullmatch(state):
+        return ConnectionLost(message, hint=hint, sqlstate=state)
+    if state == "55000" and any(part in text for part in _SLOT_INVALID):
+        return PositionError(message, hint="the slot is lost: a new one and a new snapshot are needed", sqlstate=state)
+    if state == "53400":
+        hint = "drop a slot that is not needed (pgrepl slots list), or raise max_replication_slots"
+    elif state == "42501":
+        hint = "the role needs the REPLICATION attribute: ALTER ROLE … REPLICATION"
+    elif state == "42704" and "publication" in text:
+        hint = "the publication did not exist when the change was made; create publications before slots"
+    return OperationError(message, hint=hint, sqlstate=state)
+
+
+def _refused(error: Error, target: ConnectionTarget) -> PgreplError:
+    # libpq gives no SQLSTATE for a failed start, so the two refusals that are no connection problem are told by their
+    # text.
+    text = str(error)
+    reason = connect_error(error, target)
+    if "WAL sender" in text or "walsender" in text:
+        return OperationError(str(reason), hint="the role needs the REPLICATION attribute: ALTER ROLE … REPLICATION")
+    if "max_wal_senders" in text:
+        return OperationError(
+            str(reason), hint="all walsenders are in use: raise max_wal_senders, or stop another consumer"
+        )
+    return reason
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
