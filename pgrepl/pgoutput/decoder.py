@@ -151,10 +151,8 @@ def _read_truncate(data: bytes) -> tuple[Truncate, int]:
     count, options = _truncate(data, 1)
     if options > 3:
         raise ProtocolError(f"unknown options {options:#x} in a Truncate message")
-    end = 6 + 4 * count
-    if end > len(data):  # before a lying count makes a format of gigabytes
-        raise ProtocolError(f"truncated pgoutput message b'T' of {len(data)} bytes")
-    return Truncate(Struct(f">{count}I").unpack_from(data, 6), bool(options & 1), bool(options & 2)), end
+    oids = Struct(f">{count}I").unpack_from(data, 6)
+    return Truncate(oids, bool(options & 1), bool(options & 2)), 6 + 4 * count
 
 
 def _read_message(data: bytes) -> tuple[Message, int]:

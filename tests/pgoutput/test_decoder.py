@@ -89,6 +89,7 @@ FAULTS = {
     "replica identity": ("52 00004000 00 7400 78 0000", "replica identity 'x'"),
     "truncate with options": ("54 00000000 04", "options 0x4"),
     "truncate of too many": ("54 ffffffff 00 00004027", "truncated"),
+    "truncate of too few": ("54 00000001 00 00004027 00004028", "left over"),
     "message with flags": ("4d 02 000000000154b9c0 00 00000000", "flags 0x2"),
     "message past the end": ("4d 00 000000000154b9c0 00 00000001", "truncated"),
     "name that does not end": ("4f 000000000154b9c0 6162", "truncated"),
