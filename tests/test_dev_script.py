@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
+from tests import lean_python
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("sh", "bash", "cat", "chmod", "cksum", "dirname", "env", "id", "mktemp", "rm", "sed", "touch")
@@ -53,20 +54,8 @@ class Machine:
         self.python = directory / "python"
 
     def add_python(self, *, without: Iterable[str] = (), pip: bool = False) -> None:
-        """Install a Python of our own version without some modules of its library; ``pip`` gives it pip."""
-        library = Path(sysconfig.get_path("stdlib"))
-        home = self.python / "lib" / library.name
-        (home / "site-packages").mkdir(parents=True)
-        for entry in library.iterdir():
-            if entry.name not in {"site-packages", "dist-packages", *without}:
-                (home / entry.name).symlink_to(entry)
-        if pip:
-            wheel = next(library.glob("ensurepip/_bundled/pip-*.whl"))
-            zipfile.ZipFile(wheel).extractall(home / "site-packages")
-        (self.python / "bin").mkdir()
-        # Python finds its library beside its own program, so that has to be a file, not a link.
-        program = self.python / "bin" / PYTHON
-        shutil.copy(os.path.realpath(sys.executable), program)
+        """Install a Python of our own version; see lean_python.install."""
+        lean_python.install(self.python, without=without, pip=pip)
 
     def give_back(self, module: str) -> str:
         """Return the shell command that puts a module back which add_python left out."""

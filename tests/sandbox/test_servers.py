@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psycopg
@@ -13,6 +12,7 @@ import pytest
 
 from tests.conftest import NewServer
 from tests.servers.database import fresh_database
+from tests.servers.processes import is_gone, wait_until_gone
 from tests.servers.server import Server
 
 
@@ -76,7 +76,7 @@ def test_servers_do_not_outlive_killed_tests() -> None:
         "from tests.servers.pool import ServerPool\n"
         "pool = ServerPool()\n"
         "server = pool.shared(18)\n"
-        "print(server.pid, server.host, flush=True)\n"
+        "print(server.pid, pool.watchdog_pid, server.host, flush=True)\n"
         "input()\n"
     )
     root = Path(__file__).resolve().parents[2]
@@ -90,10 +90,9 @@ def test_servers_do_not_outlive_killed_tests() -> None:
     )
     with killed:
         assert killed.stdout is not None
-        pid, host = killed.stdout.readline().split()
-        assert Path(f"/proc/{pid}").exists()
+        pid, watchdog, host = killed.stdout.readline().split()
+        assert not is_gone(int(pid))
         killed.kill()
-    directory = Path(host).parents[1]
-    deadline = time.monotonic() + 15
-    while Path(f"/proc/{pid}").exists() or directory.exists():
-        assert time.monotonic() < deadline, "the server is still there"
+    wait_until_gone(int(pid))
+    wait_until_gone(int(watchdog))
+    assert not Path(host).parents[1].exists()

@@ -58,7 +58,12 @@ class ServerPool:
         self._installations = present()
         self._trees: dict[int, Path] = {}
         self._shared: dict[int, Server] = {}
-        self._made = 0
+        self._clusters: list[Cluster] = []
+
+    @property
+    def watchdog_pid(self) -> int:
+        """The process that cleans up when this one is killed."""
+        return self._watchdog.pid
 
     def shared(self, version: int) -> Server:
         """Return the one server of a version that all tests share. Raises LookupError when the version is not here."""
@@ -68,19 +73,18 @@ class ServerPool:
 
     def new(self, version: int, settings: Mapping[str, str]) -> Server:
         """Make and start another server, with a system identifier of its own. Raises LookupError, OperationError."""
-        self._made += 1
-        directory = self._directory / f"{version}-{self._made}"
+        directory = self._directory / str(len(self._clusters) + 1)
         account.make_directory(directory, self._account)
         cluster = Cluster(self._tree(version), directory, self._account)
+        self._clusters.append(cluster)
         cluster.create(PASSWORD, durable=False)
         clients = self._installations[18] / "bin"
         return Server(version, cluster, {**_SETTINGS, **settings}, clients)
 
     def close(self) -> None:
         """Stop every server and remove every file."""
-        for directory in self._directory.glob("*-*"):
-            version = int(directory.name.split("-")[0])
-            Cluster(self._tree(version), directory, self._account).stop(immediate=True)
+        for cluster in self._clusters:
+            cluster.stop(immediate=True)
         shutil.rmtree(self._directory)
         assert self._watchdog.stdin is not None
         self._watchdog.stdin.close()
@@ -89,9 +93,5 @@ class ServerPool:
     def _tree(self, version: int) -> Path:
         if version not in self._trees:
             tree = self._installations[version]
-            if not programs.usable_by(self._account, tree):
-                copied = self._directory / f"postgresql{version}"
-                programs.copy(tree, copied)
-                tree = copied
-            self._trees[version] = tree
+            self._trees[version] = programs.usable_copy(self._account, tree, self._directory)
         return self._trees[version]
