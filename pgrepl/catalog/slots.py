@@ -182,7 +182,8 @@ def _slot(row: dict[str, Any]) -> Slot:
 
 def _judge(slot: Slot) -> Verdict:
     if slot.lost:
-        return Verdict("fail", f"lost: {_why_lost(slot)}; drop it, its reader needs a new snapshot")
+        needed = "its standby must be made anew" if slot.physical else "its reader needs a new snapshot"
+        return Verdict("fail", f"lost: {_why_lost(slot)}; drop it, {needed}")
     if slot.wal_status == "unreserved":
         over = f"{size_text(-slot.safe_wal_size)} " if slot.safe_wal_size is not None else ""
         return Verdict("warn", f"will be lost at the next checkpoint: {over}past max_slot_wal_keep_size")

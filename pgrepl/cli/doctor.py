@@ -36,6 +36,7 @@ _MARKS = {
     "unknown": ("?", "?", "magenta"),
     "skip": ("-", "-", "dim"),
 }
+_FIX_INDENT = " " * 6
 _VERBS = {"sql": "sql", "action": "do ", "command": "run"}
 # On a terminal; what is not a terminal gets every object and every fix whole.
 _SHOWN_OBJECTS = 10
@@ -167,9 +168,13 @@ def _finding_lines(finding: Finding, indent: str, width: int, *, terminal: bool,
     lines[0].stylize(style, 2, len(head) if finding.status.value in ("fail", "warn", "unknown") else 3)
     for step in finding.fix:
         text = step.text if not terminal or len(step.text) <= _SHOWN_FIX else step.text[:_SHOWN_FIX] + " … (--fix-sql)"
-        line = Text(f"{indent}{_VERBS[step.kind]}  {_printable(text)}")
-        line.stylize("cyan", len(indent), len(indent) + 3)
-        lines.append(line)
+        head = f"{_FIX_INDENT}{_VERBS[step.kind]}  "
+        whole = head + _printable(text)
+        # SQL and commands stay on one line, to be copied.
+        broken = _wrap(whole, width, " " * len(head)) if step.kind == "action" else [whole]
+        first, *rest = map(Text, broken)
+        first.stylize("cyan", len(_FIX_INDENT), len(head))
+        lines += [first, *rest]
     return lines
 
 

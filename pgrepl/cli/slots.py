@@ -66,7 +66,7 @@ def _table(found: Sequence[Slot], everything: bool) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     if everything:
@@ -215,7 +215,7 @@ def _refuse_held(found: Sequence[Slot], terminate: bool) -> None:
 
 def _loss(slot: Slot) -> str:
     where = f" of database {_printable(slot.database)}" if slot.database else ""
-    head = f"{_kind(slot)} slot {slot.name}{where}"
+    head = f"{'' if _kind(slot) == 'other' else f'{_kind(slot)} '}slot {slot.name}{where}"
     if slot.lost:
         return f"{head}: lost already, nobody can use it"
     if slot.holder is not None:
