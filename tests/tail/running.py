@@ -164,7 +164,7 @@ class Tail:
             met = condition()
         assert met, f"{what} did not come\nstdout: {self.lines[-20:]}\nstderr: {self.stderr}"
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Send a signal."""
         self._process.send_signal(number)
 
@@ -180,7 +180,7 @@ class Tail:
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = PATIENCE) -> Finished:
         """Send a signal and wait for the end."""
-        self.signal(number)
+        self.send(number)
         return self.finish(seconds)
 
 
