@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from pgrepl.errors import OperationError
 from pgrepl.sandbox import workload
@@ -30,6 +31,7 @@ _CHANGE_EVERY = 0.5
 # Of the time that there is, so that also a short demonstration shows every kind of change.
 _SHARE_OF_A_DAY = 0.6
 _PATIENCE = 10
+_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Summary:
 def run(duration: float, rows: int, *, output: BinaryIO, say: Callable[[str], None]) -> Summary:
     """Show doctor, setup and tail on a sample database of ``rows`` rows, tail for ``duration`` seconds.
 
-    What tail prints goes to ``output``; doctor and setup write to stdout themselves. However it ends, no process and no
-    file is left. Raises OperationError when one of the commands fails.
+    What tail prints goes to ``output``; doctor and setup write to stdout themselves. However it ends, no process and
+    no file is left. Raises OperationError when one of the commands fails, BrokenPipeError when stdout has no reader.
     """
     account = server_account()
     directory = temporary_directory("pgrepl-demo-", account)
@@ -79,14 +81,14 @@ class _Commands:
         self._environment = {**kept, "PGREPL_DSN": dsn, "PGREPL_CONFIG": str(settings)}
 
     def show(self, say: Callable[[str], None], *arguments: str) -> None:
-        """Run a command to its end; it prints to our own stdout."""
+        """Run a command to its end; it prints to our own stdout. Raises OperationError, BrokenPipeError."""
         with self._started(say, arguments, stdout=None) as process:
-            code = process.wait()
-        if code != 0:
-            raise OperationError(f"pgrepl {arguments[0]} ended with exit code {code}")
+            process.wait()
+        _check(arguments[0], process.returncode)
 
     def tail(self, say: Callable[[str], None], duration: float, output: BinaryIO) -> Summary:
-        """Run tail while the shop is at work, and count what it prints."""
+        """Run tail as the role that setup made, while the shop is at work, and count what it prints."""
+        self._environment["PGREPL_DSN"] = make_conninfo(self._dsn, user=ROLE)
         arguments = ("tail", PUBLICATION, "--for", f"{duration:g}s")
         events: Counter[str] = Counter()
         started = time.monotonic()
@@ -96,9 +98,8 @@ class _Commands:
                 events[json.loads(line)["op"]] += 1
                 output.write(line)
                 output.flush()
-            code = process.wait()
-        if code != 0:
-            raise OperationError(f"pgrepl tail ended with exit code {code}")
+            process.wait()
+        _check("tail", process.returncode)
         return Summary(events, time.monotonic() - started)
 
     @contextmanager
@@ -146,6 +147,13 @@ class _Commands:
                 if closing_time.wait(pause):
                     return
                 connection.execute(change.encode())
+
+
+def _check(command: str, code: int) -> None:
+    if code == _PIPE_CLOSED:
+        raise BrokenPipeError
+    if code != 0:
+        raise OperationError(f"pgrepl {command} ended with exit code {code}")
 
 
 @contextmanager

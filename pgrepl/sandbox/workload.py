@@ -73,6 +73,8 @@ def create(connection: psycopg.Connection, rows: int) -> None:
         connection.execute(_CREATE)
         connection.execute(_CUSTOMERS, [customers])
         connection.execute(_ORDERS, [customers, rows - customers])
+        # So that the tables' sizes are known.
+        connection.execute("ANALYZE")
 
 
 def changes() -> Iterator[str]:
