@@ -187,7 +187,7 @@ def _report(run: Run, plan: Plan, needs: str | None) -> Group:
 
 def _rows(run: Run, steps: Iterable[Step], *, terminal: bool) -> list[tuple[str, str, str, str, str]]:
     """One row for each step: style, mark, step, object, summary; statements below it when asked for."""
-    rows = []
+    rows: list[tuple[str, str, str, str, str]] = []
     for step in steps:
         mark, style = _MARKS[step.status]
         summary = step.summary

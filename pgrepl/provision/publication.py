@@ -255,7 +255,8 @@ def _refuse_unless_skipped(
         return
     shown = published if wanted.skip_keyless else broken
     lacking = [table for each in shown for table in broken[each]]
-    others = "" if published else "; or --skip-keyless, or --publish insert,truncate"
+    others = "" if wanted.literally_all else "--skip-keyless, or "
+    others = "" if published else f"; or {others}--publish insert,truncate"
     raise OperationError(
         f"no usable replica identity, so that UPDATE and DELETE would fail once published: {_labels(lacking)}",
         hint="; ".join(table.remedy for table in lacking) + others,
