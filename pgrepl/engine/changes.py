@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pgrepl import events
-from pgrepl.engine.relations import diff, same_definition
+from pgrepl.engine.relations import diff, remember, same_definition
 from pgrepl.errors import ProtocolError
 from pgrepl.events import Event, Table, Transaction
 from pgrepl.lsn import Lsn
@@ -152,7 +152,9 @@ class Changes:
         before = self._known.get(relation.oid)
         if before is None:
             self._appeared(table)
-        elif same_definition(before, table):
+        else:
+            table = remember(before, table)
+        if before is not None and same_definition(before, table):
             # The one that formats have prepared for already.
             table = before
         self._known[relation.oid] = table

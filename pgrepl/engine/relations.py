@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import psycopg
 
@@ -129,6 +130,21 @@ def same_definition(first: Table, second: Table) -> bool:
 def _visible(table: Table) -> tuple[object, ...]:
     columns = [(column.name, column.type_oid, column.type_modifier) for column in table.columns]
     return table.schema, table.name, table.replica_identity, columns, table.key
+
+
+def remember(old: Table, new: Table) -> Table:
+    """Fill in what the catalog has forgotten of columns that it knew when the version before was built.
+
+    It does not know a column any more whose table was altered again by now, perhaps in the same transaction.
+    """
+    before = {(column.name, column.type_oid): column for column in old.columns}
+    columns = []
+    for column in new.columns:
+        known = before.get((column.name, column.type_oid))
+        if column.attnum is None and known is not None:
+            column = column._replace(attnum=known.attnum, nullable=known.nullable)
+        columns.append(column)
+    return replace(new, columns=tuple(columns))
 
 
 def diff(old: Table, new: Table) -> SchemaDiff:

@@ -20,6 +20,7 @@ from pgrepl.events import (
 from pgrepl.pgoutput.messages import UNCHANGED, TupleData, Unchanged
 
 _COLORS = {"read": 34, "insert": 32, "update": 33, "delete": 31, "truncate": 35, "schema": 36, "message": 36}
+_IDENTITIES = {"d": "default", "n": "nothing", "f": "full", "i": "using index"}
 _DIM = 2
 _LONGEST_VALUE = 60
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:+/@%")
@@ -51,7 +52,8 @@ class Pretty:
                 changes += [f"{_name(before)}→{_name(after)}" for before, after in diff.renamed]
                 types = {column.name: column.type_name for column in table.columns}
                 changes += [f"{_name(name)} is now {types[name]}" for name in diff.retyped]
-                return self._line("schema", table, " ".join(changes))
+                identity = f"replica identity {_IDENTITIES[table.replica_identity]}"
+                return self._line("schema", table, " ".join(changes) or identity)
             case Message(prefix, content, _, start_lsn):
                 return self._text("message", _value(prefix.encode()), f"{_value(content)} at {start_lsn}")
             case SnapshotBegin(table, attempt, snapshot_lsn):
