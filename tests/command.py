@@ -1,0 +1,30 @@
+"""The command as a user starts it: a process of its own, with its two outputs apart."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+
+def pgrepl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m pgrepl`` without a terminal, and with no configuration of the developer's."""
+    return subprocess.run(
+        [sys.executable, "-m", "pgrepl", *arguments],
+        env={**os.environ, "PGREPL_CONFIG": "", "XDG_CONFIG_HOME": "/nonexistent", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
+    """Wait until something holds; fail when it does not come about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        time.sleep(0.01)
