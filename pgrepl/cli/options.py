@@ -89,6 +89,20 @@ class TableName(click.ParamType[tuple[str, str]]):
         return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
+_WHOLE = 1000
+
+
+class Group(click.Group):
+    """A group whose help shows the purpose of each command whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(_WHOLE)) for name, command in commands if command is not None]
+            )
+
+
 DURATION = Duration()
 SIZE = Size()
 LSN = LsnType()
