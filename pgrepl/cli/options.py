@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgrepl.cli.completion import complete_files
 from pgrepl.cli.diagnostics import Reporter
 from pgrepl.errors import InputError, TimeLimitError
 from pgrepl.lsn import Lsn
@@ -190,6 +191,7 @@ _CONNECTING = [
         "config_path",
         metavar="FILE",
         envvar="PGREPL_CONFIG",
+        shell_complete=complete_files,
         help="Configuration file; default ./pgrepl.toml, then the user's.  [env: PGREPL_CONFIG]",
     ),
     click.option("--database", "database_name", metavar="NAME", help="The [[databases]] entry of the configuration."),
