@@ -136,6 +136,9 @@ class Receiver:
             failure = error
         except Exception as error:
             failure = PgreplError(f"the receiver failed: {type(error).__name__}: {error}")
+        if failure is not None:
+            # Hung up here and now: the consumer may be blocked for long, and the server may be waiting for us.
+            self._walsender.close()
         with self._lock:
             self._failure = failure
             self._ended = True

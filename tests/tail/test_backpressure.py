@@ -84,6 +84,8 @@ def test_server_shuts_down_although_the_reader_is_blocked(new_server: NewServer)
         with tail:
             _wait(lambda: _walsender(connection) is not None, "a walsender that streams")
             connection.execute("INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 40000) i")
+            blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'WalSenderWriteData'"
+            _wait(lambda: connection.execute(blocked).fetchone() is not None, "a walsender that cannot send")
             connection.close()
             began = time.monotonic()
             server.stop(immediate=False)
@@ -99,5 +101,3 @@ def _wait(condition: object, what: str, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.05)
-
-
