@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,7 +59,16 @@ _SHOWN_LENGTH = 160
 )
 @click.option("--skip-keyless", is_flag=True, help="Leave out tables without a usable replica identity.")
 @click.option(
-    "--only", type=click.Choice(["check", "role", "publication"]), help="Do this part alone, after the checks."
+    "--store",
+    type=click.Choice(["memory", "postgres", "bookmarks"]),
+    help="Make what this store needs: functions for pgsense-rs, the tables of schema etl, a table of bookmarks.",
+)
+@click.option("--state-dsn", metavar="DSN", help="The database for the bookmarks; default: the same.")
+@click.option("--state-table", metavar="NAME", help="The table of bookmarks; default: faucet_state.")
+@click.option(
+    "--only",
+    type=click.Choice(["check", "role", "publication", "schema", "migrations"]),
+    help="Do this part alone, after the checks.",
 )
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
@@ -73,9 +83,11 @@ def setup(
     lock_timeout: float,
     dry_run: bool,
     yes: bool,
+    state_dsn: str | None,
+    state_table: str | None,
     **options: Any,
 ) -> int:
-    """Get a server ready for logical replication: checks, a role with the least privileges, a publication.
+    """Get a server ready for logical replication: checks, a least-privileged role, a publication, a place for state.
 
     What exists stays and what is missing is added, all in one transaction; nothing is dropped or weakened. What the
     connected role may not do is left out and printed as a script for psql.
@@ -84,6 +96,7 @@ def setup(
     Example: pgrepl setup orders_pub --role cdc --table shop.orders --table shop.items
     """
     from pgrepl import connection, provision
+    from pgrepl.conninfo import parse
 
     needs_consent = not dry_run and options["only"] != "check"
     if needs_consent and not yes and not sys.stdin.isatty():
@@ -92,24 +105,36 @@ def setup(
         )
     if options["role"] is None and (password_file or password_prompt):
         raise InputError("no role is named", hint="name it with --role")
+    state = None if state_dsn is None else parse(state_dsn, "--state-dsn")
+    if state is not None and state.has_password:
+        run.report.warning(
+            "the password in --state-dsn can be seen in the process list", hint="use ~/.pgpass or a service"
+        )
     wanted = provision.Wanted(
         publication=run.publication(publication) or provision.DEFAULT_PUBLICATION,
         password=_password(options["role"], password_file, password_prompt),
         tables=tuple(options.pop("tables")),
         schemas=tuple(map(_schema, options.pop("schemas"))),
+        state_table=state_table or provision.DEFAULT_BOOKMARKS,
+        state_elsewhere=state is not None,
         publish=None if publish is None else tuple(part.strip() for part in publish.split(",") if part.strip()),
         **options,
     )
-    with connection.connect(run.target, "pgrepl setup") as conn:
-        plan = provision.plan(conn, wanted)
-        if needs_consent and not yes and plan.has_work:
-            _ask(run, plan)
+    with ExitStack() as connections:
+        conn = connections.enter_context(connection.connect(run.target, "pgrepl setup"))
+        plans = [(conn, provision.plan(conn, wanted))]
+        if state is not None and wanted.only in (None, "schema"):
+            other = connections.enter_context(connection.connect(state, "pgrepl setup"))
+            plans.append((other, provision.plan_bookmarks(other, wanted, plans[0][1])))
+        if needs_consent and not yes and any(plan.has_work for _, plan in plans):
+            _ask(run, [plan for _, plan in plans])
         if not dry_run:
-            plan = provision.apply(conn, plan, lock_timeout=lock_timeout)
-    _print(run, plan, lock_timeout if dry_run else None)
-    for note in plan.notes:
+            plans = [(each, provision.apply(each, plan, lock_timeout=lock_timeout)) for each, plan in plans]
+    done = [plan for _, plan in plans]
+    _print(run, done, lock_timeout if dry_run else None)
+    for note in [note for plan in done for note in plan.notes]:
         run.report.warning(note.text, hint=note.hint)
-    if plan.left_out:
+    if any(plan.left_out for plan in done):
         run.report.warning(
             "what the connected role may not do is left",
             hint="have the script run by psql as a superuser, then run setup again",
@@ -140,32 +165,34 @@ def _schema(name: str) -> str:
     return name[1:-1].replace('""', '"') if len(name) > 2 and name[0] == name[-1] == '"' else name
 
 
-def _ask(run: Run, plan: Plan) -> None:
+def _ask(run: Run, plans: Sequence[Plan]) -> None:
     from rich.console import Console
 
     from pgrepl.cli.diagnostics import use_color
 
     colored = use_color(run.color, sys.stderr.isatty())
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, no_color=not colored)
-    console.print(_table(_rows(run, [step for step in plan.steps if step.status != "exists"], terminal=True)))
-    if not click.confirm(f"Set up database {plan.database} like this?", err=True):
+    left = [step for plan in plans for step in plan.steps if step.status != "exists"]
+    console.print(_table(_rows(run, left, terminal=True)))
+    if not click.confirm(f"Set up database {' and '.join(plan.database for plan in plans)} like this?", err=True):
         raise OperationError("not confirmed, nothing was changed")
 
 
-def _print(run: Run, plan: Plan, dry_run_lock_timeout: float | None) -> None:
+def _print(run: Run, plans: Sequence[Plan], dry_run_lock_timeout: float | None) -> None:
     from pgrepl import provision
     from pgrepl.cli import output
 
-    needs = provision.needs_script(plan)
     if dry_run_lock_timeout is not None and run.output_format == "table":
-        sys.stdout.write(provision.dry_run_script(plan, lock_timeout=dry_run_lock_timeout))
+        sys.stdout.write(provision.dry_run_script(*plans, lock_timeout=dry_run_lock_timeout))
         return
-    document = {"steps": [_step_document(step) for step in plan.steps], "needs": needs}
+    needs = provision.needs_script(*plans)
+    steps = [step for plan in plans for step in plan.steps]
+    document = {"steps": [_step_document(step) for step in steps], "needs": needs}
     output.emit(
         document,
         output_format=run.output_format,
         color=run.color,
-        table=lambda: _report(run, plan, needs),
+        table=lambda: _report(run, steps, needs),
     )
 
 
@@ -178,12 +205,12 @@ def _step_document(step: Step) -> dict[str, Any]:
     }
 
 
-def _report(run: Run, plan: Plan, needs: str | None) -> Group:
+def _report(run: Run, steps: Sequence[Step], needs: str | None) -> Group:
     from rich.console import Group
     from rich.text import Text
 
     terminal = sys.stdout.isatty()
-    rows = _rows(run, plan.steps, terminal=terminal)
+    rows = _rows(run, steps, terminal=terminal)
     # A table pads every line to the longest one, which with all names shown can be very long.
     parts: list[RenderableType] = [_table(rows) if terminal else _lines(rows)]
     if needs:

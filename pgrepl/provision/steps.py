@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-StepName = Literal["check", "role", "grant", "publication"]
+StepName = Literal["check", "role", "grant", "publication", "schema", "migrations"]
 Status = Literal["created", "altered", "exists", "skipped", "planned", "needs_superuser"]
 
 
@@ -15,12 +15,14 @@ class Statement:
     """One SQL statement.
 
     ``text`` is what is shown, and what psql can run. A statement that carries a secret has it in ``secret``, which is
-    run instead and never shown; its ``text`` is then a comment. ``locks`` are the OIDs of the tables that it locks.
+    run instead and never shown; its ``text`` is then a comment. ``locks`` are the OIDs of the tables that it locks, and
+    ``advisory`` is the key of the advisory lock that it takes.
     """
 
     text: str
     secret: str | None = field(default=None, repr=False)
     locks: tuple[int, ...] = ()
+    advisory: int | None = None
 
     @property
     def sql(self) -> str:
@@ -38,7 +40,8 @@ class Step:
     """One thing that setup takes care of: what it is about, how it stands, and the statements that are left to run.
 
     ``planned`` becomes ``outcome`` once its statements have run. ``needs_superuser`` is what the connected role may not
-    do. ``summary`` says in words for a person what the step is about.
+    do. ``summary`` says in words for a person what the step is about. ``attempt`` marks a planned step of which nobody
+    knows beforehand whether the connected role may do it: refused, it is undone and becomes ``needs_superuser``.
     """
 
     name: StepName
@@ -47,6 +50,7 @@ class Step:
     summary: str
     statements: tuple[Statement, ...] = ()
     outcome: Literal["created", "altered"] = "created"
+    attempt: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,17 @@ class Note:
 
 @dataclass(frozen=True)
 class Plan:
-    """What setup found in ``database`` and what it would do, in the order in which it would do it."""
+    """What setup found in ``database`` and what it would do, in the order in which it would do it.
+
+    ``system_identifier`` is the server's, None where the connected role may not see it. ``address`` is host and port of
+    a database other than the one that setup is for.
+    """
 
     database: str
     steps: tuple[Step, ...]
     notes: tuple[Note, ...] = ()
+    system_identifier: str | None = None
+    address: tuple[str, int] | None = None
 
     def statements(self) -> Iterator[tuple[Step, Statement]]:
         """Give the statements to run, with their steps."""

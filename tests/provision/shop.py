@@ -77,6 +77,16 @@ _CATALOG = {
     "tables": """
         SELECT oid::regclass::text, relacl::text, relreplident
         FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384""",
+    "functions": """
+        SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner), p.prosrc,
+               coalesce(p.proacl, acldefault('f', p.proowner))::text
+        FROM pg_proc p WHERE p.oid >= 16384""",
+    "relations": """
+        SELECT c.oid::regclass::text, c.relkind, pg_get_userbyid(c.relowner)
+        FROM pg_class c WHERE c.oid >= 16384 AND c.relkind NOT IN ('t', 'c') AND c.relnamespace <> 'pg_toast'::regnamespace""",
+    "types": "SELECT oid::regtype::text, pg_get_userbyid(typowner) FROM pg_type WHERE oid >= 16384",
+    "event triggers": "SELECT evtname, pg_get_userbyid(evtowner), evtfoid::regproc::text FROM pg_event_trigger",
+    "slots": "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()",
     "defaults": """
         SELECT pg_get_userbyid(defaclrole), defaclnamespace::regnamespace::text, defaclobjtype, defaclacl::text
         FROM pg_default_acl""",

@@ -1,0 +1,1 @@
+"""Where a pipeline keeps how far it came."""
