@@ -172,7 +172,7 @@ def _nearest(error: click.UsageError) -> str | None:
 
 # A connection string may stand where nobody expected one, for instance in place of a publication's name.
 _PASSWORDS = re.compile(
-    r"""(://[^\s:/@]*:)\S*@            # of a URI, up to the last @, since a password may hold one that is not escaped
+    r"""(:/{1,2}[^\s:/@]*:)\S*@      # of a URI, up to the last @, since a password may hold one that is not escaped
       | (password\s*=\s*)(?:'(?:[^'\\]|\\.)*'?|\S+)""",
     re.IGNORECASE | re.VERBOSE,
 )

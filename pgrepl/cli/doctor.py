@@ -40,7 +40,7 @@ _MARKS = {
 _FIX_INDENT = " " * 6
 _VERBS = {"sql": "sql", "action": "do ", "command": "run"}
 # On a terminal; what is not a terminal gets every object and every fix whole.
-_SHOWN_OBJECTS = 10
+_SHOWN_OBJECTS = 5
 _SHOWN_FIX = 600
 
 

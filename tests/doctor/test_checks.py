@@ -308,6 +308,14 @@ def test_a_partition_without_replica_identity_behind_a_root_that_has_one(databas
     assert one(examine(database, "p"), "tbl.replica_identity").status is Status.PASS
 
 
+@pytest.mark.parametrize("operation", ["update", "delete"])
+def test_either_of_update_and_delete_needs_a_replica_identity(database18: Database, operation: str) -> None:
+    database18.psql(f"CREATE TABLE t (a int); CREATE PUBLICATION p FOR TABLE t WITH (publish = 'insert, {operation}')")
+    found = one(examine(database18, "p"), "tbl.replica_identity")
+    assert found.status is Status.FAIL
+    assert found.summary == f"no primary key: {operation.upper()} on it fails"
+
+
 def test_inserts_alone_need_no_replica_identity(database18: Database) -> None:
     database18.psql("CREATE TABLE t (a int); CREATE PUBLICATION p FOR TABLE t WITH (publish = 'insert, truncate')")
     report = examine(database18, "p")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pgrepl.cli.doctor import _lines
+from pgrepl.doctor import Finding, Fix, Report, ServerIdentity, Status
 from tests.command import pgrepl
 from tests.servers.database import Database
 from tests.servers.server import Server
@@ -136,3 +138,23 @@ def test_an_output_that_is_not_unicode_gets_plain_marks(database18: Database) ->
     done = pgrepl("doctor", "-d", database18.dsn(), PYTHONIOENCODING="ascii")
     assert done.returncode == 0
     assert "  + conn.sql" in done.stdout
+
+
+def test_a_terminal_gets_lines_that_fit_and_no_endless_list_and_a_pipe_gets_all() -> None:
+    findings = [
+        Finding("tbl.any", "any", Status.FAIL, f"{'a long story ' * 10}", f"s.t{number}", {}, (_SQL, _ACTION))
+        for number in range(30)
+    ]
+    report = Report(ServerIdentity("18.4", 180004, "self-hosted", "app"), ["p"], "cdc", "memory", None, findings)
+    shown = [line.plain for line in _lines(report, 80, terminal=True, unicode=True)]
+    assert sum("✗ tbl.any" in line for line in shown) == 5
+    assert any("25 more of tbl.any" in line for line in shown)
+    assert all(len(line) <= 80 for line in shown if "sql  " not in line)
+    assert any(line.endswith(_SQL.text) for line in shown)
+    piped = [line.plain for line in _lines(report, 100_000, terminal=False, unicode=False)]
+    assert sum("x tbl.any" in line for line in piped) == 30
+    assert piped[-1] == "30 failed"
+
+
+_SQL = Fix("sql", f"ALTER TABLE {', '.join(['public.long_name'] * 10)};")
+_ACTION = Fix("action", "ask somebody " * 12)
