@@ -52,9 +52,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
-    def run(
-        database: Database | None, *arguments: str, user: str = Server.superuser, as_json: bool = True
-    ) -> Outcome:
+    def run(database: Database | None, *arguments: str, user: str = Server.superuser, as_json: bool = True) -> Outcome:
         options = [] if database is None else ["-d", database.dsn(user), *(["--json"] if as_json else [])]
         capsys.readouterr()
         code = main.run(["migrations", *arguments, *options])
