@@ -43,17 +43,18 @@ def apply(conn: psycopg.Connection, *, to: int | None = None, lock_timeout: floa
     database = conn.info.dbname
     applied: list[int] = []
     with locked(conn, database, lock_timeout):
-        steps = plan(conn, to=to).steps
-        for number, step in enumerate(steps):
-            if step.obstacle is not None:
-                return Outcome(database, tuple(applied), steps[number:])
-            try:
-                refused = _run(conn, step, lock_timeout)
-            except psycopg.Error as error:
-                doing = f"migration {step.migration.version} failed and was rolled back"
-                raise server_error(error, doing) from None
-            if refused is not None:
-                return Outcome(database, tuple(applied), (replace(step, obstacle=refused), *steps[number + 1 :]))
+        for step in plan(conn, to=to).steps:
+            obstacle = step.obstacle
+            if obstacle is None:
+                try:
+                    obstacle = _run(conn, step, lock_timeout)
+                except psycopg.Error as error:
+                    doing = f"migration {step.migration.version} failed and was rolled back"
+                    raise server_error(error, doing) from None
+            if obstacle is not None:
+                # Planned anew, since what was applied meanwhile changes what somebody else is to run.
+                first, *others = plan(conn, to=to).steps
+                return Outcome(database, tuple(applied), (replace(first, obstacle=obstacle), *others))
             applied.append(step.migration.version)
     return Outcome(database, tuple(applied), ())
 
@@ -86,7 +87,9 @@ def dry_run_script(planned: Plan) -> str:
     runnable = [step for step in planned.steps if step.obstacle is None]
     blocked = [step for step in planned.steps if step.obstacle is not None]
     title = f"-- what migrations apply would run in database {_one_line(planned.database)}\n"
-    script = title + _script(planned.database, runnable) if runnable else "-- nothing to do\n"
+    if not planned.steps:
+        return "-- nothing to do\n"
+    script = title + _script(planned.database, runnable) if runnable else ""
     if blocked:
         left = _script(planned.database, blocked)
         lines = [f"role {planned.role} may not run this: {blocked[0].obstacle}", *left.splitlines()]
