@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import psycopg
 
 EVENT_TRIGGER = "supabase_etl_ddl_message_trigger"
+_TRIGGER = f"event trigger {EVENT_TRIGGER}"
 STATE_TABLES = ("replication_state", "table_schemas", "table_columns", "destination_tables_metadata")
 DESCRIBE_FUNCTIONS = ("describe_table_schema", "describe_table_identity")
 _CHANGE = "SELECT, INSERT, UPDATE, DELETE"
@@ -153,7 +154,8 @@ def _postgres(conn: psycopg.Connection, session: Session, wanted: Wanted, member
 
 def _migrations(conn: psycopg.Connection) -> list[Step]:
     """Apply what is missing, or record what is there; the same lock as everybody's keeps others out meanwhile."""
-    statuses = etl_schema.read(conn).statuses()
+    schema = etl_schema.read(conn)
+    statuses = schema.statuses()
     if any(status.state == "missing" and status.objects_there for status in statuses):
         seed = migrations.plan_seed(conn)
         recorded = ", ".join(map(str, seed.versions))
@@ -172,7 +174,10 @@ def _migrations(conn: psycopg.Connection) -> list[Step]:
             sql = (*statements, step.record)
             steps.append(Step("migrations", "planned", version, description, (_lock(conn), *_sql(sql))))
         else:
-            steps.append(Step("migrations", "planned", version, description, (_lock(conn), *_sql(statements))))
+            if all(lacking.object == _TRIGGER for lacking in schema.differences(step.migration.version)):
+                steps.append(Step("migrations", "exists", version, description))
+            else:
+                steps.append(Step("migrations", "planned", version, description, (_lock(conn), *_sql(statements))))
             sql = (*step.event_trigger, step.record)
             text = f"event trigger, which completes {version}"
             steps.append(Step("migrations", "planned", EVENT_TRIGGER, text, _sql(sql), attempt=True))

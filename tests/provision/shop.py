@@ -83,7 +83,8 @@ _CATALOG = {
         FROM pg_proc p WHERE p.oid >= 16384""",
     "relations": """
         SELECT c.oid::regclass::text, c.relkind, pg_get_userbyid(c.relowner)
-        FROM pg_class c WHERE c.oid >= 16384 AND c.relkind NOT IN ('t', 'c') AND c.relnamespace <> 'pg_toast'::regnamespace""",
+        FROM pg_class c
+        WHERE c.oid >= 16384 AND c.relkind NOT IN ('t', 'c') AND c.relnamespace <> 'pg_toast'::regnamespace""",
     "types": "SELECT oid::regtype::text, pg_get_userbyid(typowner) FROM pg_type WHERE oid >= 16384",
     "event triggers": "SELECT evtname, pg_get_userbyid(evtowner), evtfoid::regproc::text FROM pg_event_trigger",
     "slots": "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()",
