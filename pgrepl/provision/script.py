@@ -28,7 +28,7 @@ def dry_run_script(*plans: Plan, lock_timeout: float) -> str:
     for plan in plans:
         planned = [step for step in plan.steps if step.status == "planned"]
         if planned:
-            title = f"what setup would run in database {plan.database}"
+            title = f"what {plan.command} would run in database {plan.database}"
             scripts.append(_elsewhere(plan) + _transaction(planned, title, lock_timeout))
     script = "\n".join(scripts) or "-- nothing to do\n"
     needs = needs_script(*plans)

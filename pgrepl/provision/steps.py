@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-StepName = Literal["check", "role", "grant", "publication", "schema", "migrations"]
-Status = Literal["created", "altered", "exists", "skipped", "planned", "needs_superuser"]
+StepName = Literal["check", "role", "grant", "publication", "schema", "migrations", "state", "slot"]
+Status = Literal["created", "altered", "dropped", "exists", "skipped", "planned", "needs_superuser"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that setup takes care of: what it is about, how it stands, and the statements that are left to run.
+    """One thing to take care of: what it is about, how it stands, and the statements that are left to run.
 
     ``planned`` becomes ``outcome`` once its statements have run. ``needs_superuser`` is what the connected role may not
     do. ``summary`` says in words for a person what the step is about. ``attempt`` marks a planned step of which nobody
@@ -49,7 +49,7 @@ class Step:
     object: str
     summary: str
     statements: tuple[Statement, ...] = ()
-    outcome: Literal["created", "altered"] = "created"
+    outcome: Literal["created", "altered", "dropped"] = "created"
     attempt: bool = False
 
 
@@ -63,7 +63,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Plan:
-    """What setup found in ``database`` and what it would do, in the order in which it would do it.
+    """What ``command`` found in ``database`` and what it would do, in the order in which it would do it.
 
     ``system_identifier`` is the server's, None where the connected role may not see it. ``address`` is host and port of
     a database other than the one that setup is for.
@@ -74,6 +74,7 @@ class Plan:
     notes: tuple[Note, ...] = ()
     system_identifier: str | None = None
     address: tuple[str, int] | None = None
+    command: Literal["setup", "teardown"] = "setup"
 
     def statements(self) -> Iterator[tuple[Step, Statement]]:
         """Give the statements to run, with their steps."""

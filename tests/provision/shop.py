@@ -42,7 +42,9 @@ class Outcome:
 
 
 class Setup(Protocol):
-    """Run ``pgrepl setup`` with these arguments in a database, by default as superuser, with --yes and --json."""
+    """Run ``pgrepl setup`` or ``teardown`` with these arguments in a database, by default as superuser, with --yes and
+    --json.
+    """
 
     def __call__(
         self, database: Database, *arguments: str, user: str = ..., yes: bool = ..., as_json: bool = ...
@@ -72,10 +74,13 @@ _CATALOG = {
         SELECT p.pubname, n.pnnspid::regnamespace::text
         FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid""",
     "published": "SELECT pubname, schemaname, tablename FROM pg_publication_tables",
-    "database": "SELECT datacl::text FROM pg_database WHERE datname = current_database()",
-    "schemas": "SELECT nspname, nspacl::text FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'",
+    "database": """
+        SELECT coalesce(datacl, acldefault('d', datdba))::text FROM pg_database WHERE datname = current_database()""",
+    "schemas": """
+        SELECT nspname, coalesce(nspacl, acldefault('n', nspowner))::text
+        FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'""",
     "tables": """
-        SELECT oid::regclass::text, relacl::text, relreplident
+        SELECT oid::regclass::text, coalesce(relacl, acldefault('r', relowner))::text, relreplident
         FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384""",
     "functions": """
         SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner), p.prosrc,

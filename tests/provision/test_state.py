@@ -37,18 +37,18 @@ INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, prev)
 VALUES (1, 1, 'init', '{"type": "init"}', (SELECT id FROM old));
 INSERT INTO etl.table_schemas (pipeline_id, table_id, schema_name, table_name) VALUES (1, 1, 'shop', 'orders')
 ON CONFLICT (pipeline_id, table_id, snapshot_id) DO UPDATE SET updated_at = now();
-DELETE FROM etl.table_columns WHERE table_schema_id = 1;
+DELETE FROM etl.table_columns WHERE table_schema_id = -1;
 INSERT INTO etl.table_columns (table_schema_id, column_name, column_type, type_modifier, nullable, ordinal_position)
-SELECT id, 'id', 'INT4', -1, false, 1 FROM etl.table_schemas;
+SELECT id, 'id', 'INT4', -1, false, 1 FROM etl.table_schemas WHERE pipeline_id = 1;
 INSERT INTO etl.destination_tables_metadata
     (pipeline_id, table_id, destination_table_id, snapshot_id, schema_status, replication_mask)
 VALUES (1, 1, 'x', '0/0', 'applying', '\\x01')
 ON CONFLICT (pipeline_id, table_id) DO UPDATE SET schema_status = 'applied';
 SELECT * FROM etl.describe_table_schema('shop.orders'::regclass);
 SELECT etl.describe_table_identity('shop.orders'::regclass);
-DELETE FROM etl.table_schemas;
-DELETE FROM etl.destination_tables_metadata;
-DELETE FROM etl.replication_state
+DELETE FROM etl.table_schemas WHERE pipeline_id = 1;
+DELETE FROM etl.destination_tables_metadata WHERE pipeline_id = 1;
+DELETE FROM etl.replication_state WHERE pipeline_id = 1
 """
 
 
