@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rich.console import Group, RenderableType
+    from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -55,8 +55,12 @@ def show(run: Run, plans: Sequence[Plan], dry_run_lock_timeout: float | None) ->
         document,
         output_format=run.output_format,
         color=run.color,
-        table=lambda: _report(run, steps, needs),
+        table=lambda: _report(run, steps),
     )
+    if needs and run.output_format == "table":
+        # Not through the console: a line of SQL that is wrapped is another one when it is copied.
+        sys.stdout.write(f"\n{needs}")
+        sys.stdout.flush()
 
 
 def _step_document(step: Step) -> dict[str, Any]:
@@ -68,17 +72,11 @@ def _step_document(step: Step) -> dict[str, Any]:
     }
 
 
-def _report(run: Run, steps: Sequence[Step], needs: str | None) -> Group:
-    from rich.console import Group
-    from rich.text import Text
-
+def _report(run: Run, steps: Sequence[Step]) -> RenderableType:
     terminal = sys.stdout.isatty()
     rows = _rows(run, steps, terminal=terminal)
     # A table pads every line to the longest one, which with all names shown can be very long.
-    parts: list[RenderableType] = [_table(rows) if terminal else _lines(rows)]
-    if needs:
-        parts += [Text(""), Text(needs.rstrip("\n"))]
-    return Group(*parts)
+    return _table(rows) if terminal else _lines(rows)
 
 
 def _rows(run: Run, steps: Iterable[Step], *, terminal: bool) -> list[tuple[str, str, str, str, str]]:
@@ -86,6 +84,8 @@ def _rows(run: Run, steps: Iterable[Step], *, terminal: bool) -> list[tuple[str,
     rows: list[tuple[str, str, str, str, str]] = []
     for step in steps:
         mark, style = _MARKS[step.status]
+        if step.status == "planned" and step.outcome == "dropped":
+            mark, style = "-", "red"
         summary = step.summary
         if terminal and run.report.verbosity < 1 and len(summary) > _SHOWN_LENGTH:
             summary = f"{summary[:_SHOWN_LENGTH].rsplit(', ', 1)[0]}, …"

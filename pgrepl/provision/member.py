@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgrepl.names import quote_ident
 from pgrepl.provision.inventory import Session
@@ -37,12 +37,27 @@ class Member:
         if self.role is None:
             return tuple(map(Statement, statements))
         role, connected = quote_ident(self.role), quote_ident(self.session.role)
-        lines = [f"SET LOCAL ROLE {role}", *statements, "RESET ROLE"]
+        lines = [*self._entry(), *statements, "RESET ROLE"]
         if self.allowed and self.joins:
-            # Who has CREATEROLE may make itself a member of what it administers; nothing of that is left behind.
-            lines.insert(0, f"GRANT {role} TO {connected} WITH INHERIT FALSE, SET TRUE")
             lines.append(f"REVOKE {role} FROM {connected} GRANTED BY {connected}")
         return tuple(map(Statement, lines))
+
+    def read(self, conn: psycopg.Connection, query: str) -> list[Any]:
+        """Ask as the role, in a transaction that is rolled back."""
+        with conn.transaction(force_rollback=True):
+            for statement in self._entry():
+                conn.execute(statement.encode())
+            return conn.execute(query.encode()).fetchall()
+
+    def _entry(self) -> list[str]:
+        if self.role is None:
+            return []
+        role = quote_ident(self.role)
+        become = f"SET LOCAL ROLE {role}"
+        if not (self.allowed and self.joins):
+            return [become]
+        # Who has CREATEROLE may make itself a member of what it administers; nothing of that is left behind.
+        return [f"GRANT {role} TO {quote_ident(self.session.role)} WITH INHERIT FALSE, SET TRUE", become]
 
 
 def member(conn: psycopg.Connection, session: Session, role: str | None, *, comes: bool) -> Member:

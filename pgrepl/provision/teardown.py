@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgrepl.catalog import publications, roles, slots
@@ -58,14 +59,8 @@ _STATE = {
 _WITH_ROWS = ("replication_state", "table_schemas", "destination_tables_metadata", tables.PIPELINES)
 
 _PIPELINES = "SELECT pipeline_id, slot_name, publications FROM etl.pgrepl_pipelines"
-_READABLE = """
-SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %s AND c.relname = %s AND has_schema_privilege(n.oid, 'USAGE')
-  AND has_table_privilege(c.oid, 'SELECT')
-"""
 _ROW_TABLES = """
-SELECT c.relname::text,
-       has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'),
+SELECT c.relname::text, pg_catalog.pg_get_userbyid(c.relowner)::text,
        has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
        AND has_table_privilege(c.oid, 'DELETE')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -120,14 +115,15 @@ def plan_teardown(conn: psycopg.Connection, unwanted: Unwanted) -> Plan:
     session = inventory.session(conn)
     notes: list[Note] = []
     publication = conn.execute(_PUBLICATION, [unwanted.publication]).fetchone()
-    pipelines, named = _pipelines(conn, unwanted)
+    state = _state_tables(conn, session)
+    pipelines, named = _pipelines(conn, unwanted, state)
     going = _slots(conn, session, unwanted, pipelines, named)
     acting = member(conn, session, unwanted.role, comes=True)
     dropped: set[int] = set() if publication is None else {publication[0]}
     if unwanted.everything:
         steps = _etl_objects(conn, session, acting, dropped, notes)
     else:
-        steps = _etl_rows(conn, pipelines)
+        steps = _etl_rows(conn, pipelines, state)
     slot_names = {*named, *(slot.name for slot in going)}
     steps += _bookmarks(conn, unwanted, slot_names, dropped)
     if unwanted.role is not None:
@@ -136,7 +132,9 @@ def plan_teardown(conn: psycopg.Connection, unwanted: Unwanted) -> Plan:
         steps += revokes
     if publication is not None:
         drop = Statement(f"DROP PUBLICATION {quote_ident(unwanted.publication)}")
-        steps.append(_step("publication", session.superuser or publication[1], unwanted.publication, "dropped", drop))
+        steps.append(
+            _step("publication", session.superuser or publication[1], unwanted.publication, "is dropped", drop)
+        )
     if unwanted.role is not None:
         if why_not:
             steps.append(Step("role", "skipped", unwanted.role, f"stays: {'; '.join(why_not)}"))
@@ -144,14 +142,14 @@ def plan_teardown(conn: psycopg.Connection, unwanted: Unwanted) -> Plan:
             # Whoever ends the role must have ended its privileges before.
             may = leaves and not any(step.status == "needs_superuser" for step in steps)
             drop = Statement(f"DROP ROLE {quote_ident(unwanted.role)}")
-            steps.append(_step("role", may, unwanted.role, "dropped", drop))
+            steps.append(_step("role", may, unwanted.role, "is dropped", drop))
     for slot in going:
         drop = Statement(f"SELECT pg_catalog.pg_drop_replication_slot('{slot.name}')")
         lost = "" if slot.lost or slot.confirmed_flush_lsn is None else f"; its reader is at {slot.confirmed_flush_lsn}"
         # Members of a managed service's stand-in for REPLICATION may, too.
         connected = roles.can_replicate(conn)
         may = connected is not None and connected.can_replicate
-        steps.append(_step("slot", may, slot.name, f"dropped{lost}", drop))
+        steps.append(_step("slot", may, slot.name, f"is dropped{lost}", drop))
     return Plan(session.database, tuple(steps), tuple(notes), command="teardown")
 
 
@@ -159,12 +157,21 @@ def _step(name: StepName, may: bool, where: str, summary: str, *statements: Stat
     return Step(name, "planned" if may else "needs_superuser", where, summary, statements, "dropped")
 
 
-def _pipelines(conn: psycopg.Connection, unwanted: Unwanted) -> tuple[set[int], set[str]]:
+def _state_tables(conn: psycopg.Connection, session: Session) -> dict[str, Member]:
+    """The tables with rows of pipelines, and as whom the connected role may read and empty each."""
+    found = {}
+    for name, owner, usable in conn.execute(_ROW_TABLES, [STATE_SCHEMA, list(_WITH_ROWS)]).fetchall():
+        found[name] = member(conn, session, None if usable else owner, comes=True)
+    return found
+
+
+def _pipelines(conn: psycopg.Connection, unwanted: Unwanted, state: dict[str, Member]) -> tuple[set[int], set[str]]:
     """The unsigned ids of the publication's pipelines, and the slots that they are known to use."""
     ids = {unwanted.pipeline_id}
     named: set[str] = set()
-    if conn.execute(_READABLE, [STATE_SCHEMA, tables.PIPELINES]).fetchone():
-        for pipeline, slot, read in conn.execute(_PIPELINES):
+    reader = state.get(tables.PIPELINES)
+    if reader is not None and reader.allowed:
+        for pipeline, slot, read in reader.read(conn, _PIPELINES):
             if unwanted.publication in read:
                 ids.add(unsigned_id(pipeline))
                 named.add(slot)
@@ -193,20 +200,20 @@ def _slots(
     return going
 
 
-def _etl_rows(conn: psycopg.Connection, pipelines: Iterable[int]) -> list[Step]:
+def _etl_rows(conn: psycopg.Connection, pipelines: Iterable[int], state: dict[str, Member]) -> list[Step]:
     ids = ", ".join(str(signed_id(each)) for each in sorted(pipelines))
     steps: list[Step] = []
     if not ids:
         return steps
-    for name, readable, deletable in conn.execute(_ROW_TABLES, [STATE_SCHEMA, list(_WITH_ROWS)]).fetchall():
+    for name, reader in state.items():
         where = f"etl.{name} WHERE pipeline_id IN ({ids})"
-        summary = "rows of the pipeline"
-        if readable:
-            row = conn.execute(f"SELECT count(*) FROM {where}".encode()).fetchone()  # noqa: S608
-            if row is None or not row[0]:
-                continue
-            summary = f"{row[0]} rows of the pipeline"
-        steps.append(_step("state", deletable, f"etl.{name}", summary, Statement(f"DELETE FROM {where}")))  # noqa: S608
+        if not reader.allowed:
+            steps.append(Step("state", "skipped", f"etl.{name}", "cannot be read: rows of the pipeline may be left"))
+            continue
+        ((rows,),) = reader.read(conn, f"SELECT count(*) FROM {where}")  # noqa: S608
+        if rows:
+            delete = reader.run([f"DELETE FROM {where}"])  # noqa: S608
+            steps.append(_step("state", True, f"etl.{name}", f"{rows} rows of the pipeline", *delete))
     return steps
 
 
@@ -244,8 +251,11 @@ def _etl_objects(
     may = may_end_trigger and (session.superuser or owned or as_owner)
     run = acting.run(statements) if as_owner and may else tuple(map(Statement, statements))
     if statements:
-        what = ", ".join(f"etl.{name}" for kind, name, _ in objects if name in _STATE[kind])
-        steps.append(_step("schema", may, STATE_SCHEMA, what or "schema", *run))
+        parts = ["schema"] if not strange else []
+        for kind in _STATE:
+            short = [name.partition("(")[0] for each, name, _ in objects if each == kind and name in _STATE[kind]]
+            parts += [f"{kind}s {', '.join(short)}"] if short else []
+        steps.append(_step("schema", may, STATE_SCHEMA, "; ".join(parts), *run))
     return steps
 
 
@@ -362,12 +372,6 @@ class _Privilege(NamedTuple):
                 allowed = set()
         return self.by_owner and granted <= allowed
 
-    def revoke(self, role: str) -> Statement:
-        """Write the statement that takes it back."""
-        what = ", ".join(self.granted)
-        kind = "" if self.kind == "TABLE" else f"{self.kind} "
-        return Statement(f"REVOKE {what} ON {kind}{self.name} FROM {quote_ident(role)}")
-
 
 def _role(
     conn: psycopg.Connection, session: Session, unwanted: Unwanted, published: set[int], dropped: set[int]
@@ -461,7 +465,19 @@ def _revokes(
             revoke = f"ALTER DEFAULT PRIVILEGES {place} REVOKE SELECT ON TABLES FROM {quote_ident(role)}"  # noqa: S608
             statement = Statement(revoke)
             yield session.superuser or owned, schema, f"SELECT on future tables of {owner}", statement
-    for each in ours:
-        where = each.schema if each.kind in ("TABLE", "FUNCTION") and each.schema else each.name
-        what = f" on {each.name}" if each.kind in ("TABLE", "FUNCTION") else f" on the {each.kind.lower()}"
-        yield session.superuser or each.owned, where, ", ".join(each.granted) + what, each.revoke(role)
+    # One statement for all tables of a schema: they may be thousands.
+    for (kind, place, privileges, owned), group in groupby(ours, key=_together):
+        names = [each.name for each in group]
+        what, listed = ", ".join(privileges), ", ".join(names)
+        on = listed if kind == "TABLE" else f"{kind} {listed}"
+        statement = Statement(f"REVOKE {what} ON {on} FROM {quote_ident(role)}")
+        if kind in ("TABLE", "FUNCTION"):
+            short = ", ".join(name.removeprefix(f"{place}.") for name in names)
+            yield session.superuser or owned, place, f"{what} on {short}", statement
+        else:
+            yield session.superuser or owned, listed, f"{what} on the {kind.lower()}", statement
+
+
+def _together(each: _Privilege) -> tuple[str, str, tuple[str, ...], bool]:
+    place = each.schema if each.kind in ("TABLE", "FUNCTION") and each.schema else each.name
+    return each.kind, place, tuple(each.granted), each.owned

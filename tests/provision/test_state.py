@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import psycopg
 import pytest
 
 from pgrepl.catalog import etl_schema
+from pgrepl.cli import main
 from pgrepl.names import quote_ident
 from tests.provision.shop import SHOP, Setup, catalog, scalar
 from tests.servers.database import Database, fresh_database
@@ -93,6 +97,15 @@ def test_role_has_no_more_than_it_needs(shop: Database, setup: Setup) -> None:
                 conn.execute(refused.encode())
             assert error.value.sqlstate == "42501", refused
         assert conn.execute("SELECT * FROM shop.orders").fetchall() == []
+
+
+def test_tail_runs_as_the_role(shop: Database, setup: Setup, tmp_path: Path) -> None:
+    assert setup(shop, *EVERYTHING).code == 0
+    shop.psql("INSERT INTO shop.orders VALUES (1, 'first')")
+    file = tmp_path / "events"
+    assert main.run(["tail", "pub", "-d", shop.dsn("cdc"), "--until-lsn", "now", "-o", str(file)]) == 0
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [event["new"] for event in events if event.get("new")] == [{"id": 1, "note": "first"}]
 
 
 def test_own_table_belongs_to_the_role(shop: Database, setup: Setup) -> None:

@@ -146,6 +146,34 @@ def test_database_s_pipeline_of_another_publication_stays(shop18: Database, setu
     assert catalog(shop18)["slots"] == [(apply_slot(own),)]
 
 
+def test_owner_of_the_database_sees_what_belongs_to_the_role(
+    owned_shop: Database, setup: Setup, teardown: Setup
+) -> None:
+    """The table of pipelines is the role's own, and the owner is no member of it."""
+    owned_shop.psql("ALTER ROLE dba REPLICATION")
+    setup(owned_shop, "pub", "--role", "cdc", "--all-tables", "--store", "postgres", user="dba")
+    assert setup(owned_shop, "second", "--table", "shop.orders", user="dba").code == 0
+    own = signed_id(own_id(owned_shop))
+    owned_shop.psql(ROWS.format(id=own, name="own", publication="pub"))
+    before = catalog(owned_shop)
+    assert teardown(owned_shop, "second", user="dba").code == 0
+    assert rows_of(owned_shop, own) == [2, 1, 1, 1]
+    outcome = teardown(owned_shop, "pub", user="dba")
+    assert outcome.code == 0, outcome.out
+    assert rows_of(owned_shop, own) == [0, 0, 0, 0]
+    assert catalog(owned_shop)["roles"] == before["roles"]
+
+
+def test_thousand_tables_in_few_statements(shop18: Database, setup: Setup, teardown: Setup) -> None:
+    shop18.psql(
+        "SELECT format('CREATE TABLE shop.t%s (id int PRIMARY KEY)', n) FROM generate_series(1, 1000) n \\gexec"
+    )
+    assert setup(shop18, "pub", "--role", "cdc", "--all-tables").code == 0
+    outcome = teardown(shop18, "pub", "--role", "cdc")
+    assert outcome.code == 0
+    assert len(outcome.statements) == 5
+
+
 def test_bookmarks_of_others_stay(shop18: Database, setup: Setup, teardown: Setup) -> None:
     assert setup(shop18, "pub", "--role", "cdc", "--table", "shop.orders", "--store", "bookmarks").code == 0
     slot = apply_slot(own_id(shop18))
