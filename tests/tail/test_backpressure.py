@@ -14,7 +14,7 @@ WAL_SENDER_TIMEOUT = 2.0
 
 
 def _walsender(connection: psycopg.Connection) -> tuple[int, str, str] | None:
-    return connection.execute(  # type: ignore[return-value]
+    return connection.execute(
         "SELECT pid, r.sent_lsn::text, s.confirmed_flush_lsn::text"
         " FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
     ).fetchone()
