@@ -18,7 +18,7 @@ CONTRARY = """
     ALTER DATABASE {0} SET intervalstyle = 'sql_standard';
     ALTER DATABASE {0} SET extra_float_digits = -5;
     ALTER DATABASE {0} SET bytea_output = 'escape';
-    ALTER DATABASE {0} SET client_encoding = 'LATIN1';
+    ALTER ROLE reader SET client_encoding = 'LATIN1';
     ALTER DATABASE {0} SET xmlbinary = 'hex';
     ALTER ROLE reader SET timezone = 'America/New_York';
     ALTER ROLE reader SET statement_timeout = '1ms';
@@ -45,10 +45,10 @@ def both_ways(database: Database, name: str) -> list[bytes]:
     Gives the table, key and row of each line, which must be the same both ways.
     """
     with database.connect() as connection:
-        table = sql.SQL(name)  # type: ignore[arg-type]
+        table = sql.SQL(name)
         connection.execute("CREATE ROLE reader LOGIN REPLICATION; GRANT pg_read_all_data TO reader")
         for statement in CONTRARY.format(database.name).strip().split(";"):
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
         connection.execute(sql.SQL("CREATE TABLE kept AS TABLE {}").format(table))
         connection.execute(sql.SQL("CREATE PUBLICATION pub FOR TABLE {}").format(table))
         columns = _columns(connection, name)
@@ -196,7 +196,7 @@ def test_every_type(database: Database) -> None:
     with database.connect() as connection:
         connection.execute(TYPES)
         columns = sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_name))  # type: ignore[arg-type]
+            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_name))
             for name, (type_name, _, _) in zip(_names(), VALUES, strict=True)
         )
         connection.execute(sql.SQL("CREATE TABLE t (id int PRIMARY KEY, {})").format(columns))
@@ -228,9 +228,7 @@ def _names() -> list[str]:
 def test_keys_have_values_too(database18: Database, type_name: str, literal: str, expected: str) -> None:
     """A key's value is printed as it is in the row, under whatever identity, also in what was sent of the old row."""
     with database18.connect() as connection:
-        connection.execute(
-            sql.SQL("CREATE TABLE t (a int, id {} PRIMARY KEY)").format(sql.SQL(type_name))  # type: ignore[arg-type]
-        )
+        connection.execute(sql.SQL("CREATE TABLE t (a int, id {} PRIMARY KEY)").format(sql.SQL(type_name)))
         connection.execute("INSERT INTO t VALUES (1, %s)", [literal])
     (body,) = both_ways(database18, "t")
     assert body.decode() == f'"schema":"public","table":"t","key":{{"id":{expected}}},"new":{{"a":1,"id":{expected}}}'
