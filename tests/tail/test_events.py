@@ -106,8 +106,9 @@ def test_messages_inside_a_transaction(tables: Database) -> None:
 def test_rolled_back_changes_take_no_number(tables: Database) -> None:
     with streaming(tables) as stream:
         events = stream.changes(
-            "BEGIN; INSERT INTO a VALUES (1); SAVEPOINT s; INSERT INTO a VALUES (2); ROLLBACK TO s; INSERT INTO a VALUES (3);"
-            " COMMIT",
+            "BEGIN; INSERT INTO a VALUES (1);"
+            " SAVEPOINT s; INSERT INTO a VALUES (2); ROLLBACK TO s;"
+            " INSERT INTO a VALUES (3); COMMIT",
             "DO $$ BEGIN INSERT INTO a VALUES (4); RAISE 'no'; EXCEPTION WHEN OTHERS THEN NULL; END $$",
         )
     assert [(event["new"]["id"], event["seq"]) for event in events] == [(1, 0), (3, 1)]
