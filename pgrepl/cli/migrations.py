@@ -43,6 +43,9 @@ def status(run: Run) -> int:
     with connection.connect(run.target, "pgrepl migrations") as conn:
         statuses = library.status(conn)
     _print_statuses(run, statuses)
+    for found in statuses:
+        if not found.is_good:
+            run.report.notice(f"version {found.version}: {_advice(found)}")
     return ExitCode.OK if all(found.is_good for found in statuses) else ExitCode.FINDINGS
 
 
@@ -158,6 +161,18 @@ def sql(run: Run, version: int | None) -> None:
     from pgrepl import migrations as library
 
     sys.stdout.write(library.sql(version))
+
+
+def _advice(status: MigrationStatus) -> str:
+    if status.failed:
+        return "recorded as failed: look what it left, then delete its row"
+    if status.state == "unknown":
+        return "of another revision; supabase/etl at this one would not start"
+    if status.state == "missing":
+        if status.objects_there:
+            return "there, but not recorded: pgrepl migrations seed"
+        return "missing: pgrepl migrations apply"
+    return "not as published: pgrepl migrations verify shows what differs"
 
 
 def _ask(database: str, what: str, versions: Sequence[int]) -> None:
