@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -28,3 +29,22 @@ def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not so after {seconds} s"
         time.sleep(0.01)
+
+
+def pgrepl_at_terminal(*arguments: str, typed: str) -> subprocess.CompletedProcess[str]:
+    """Run it with a terminal as standard input, on which ``typed`` is typed; its outputs are pipes."""
+    keyboard, terminal = pty.openpty()
+    try:
+        os.write(keyboard, typed.encode())
+        return subprocess.run(
+            [sys.executable, "-m", "pgrepl", *arguments],
+            env={**os.environ, "PGREPL_CONFIG": "", "XDG_CONFIG_HOME": "/nonexistent"},
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(keyboard)
+        os.close(terminal)

@@ -52,7 +52,7 @@ class Slot:
     WAL, on a standby of the replayed WAL; both are None for a lost slot, which keeps nothing and can give nothing.
     ``safe_wal_size`` is how much may still be written before the slot may be lost: negative past the limit, None
     without one. ``invalidation_reason``, ``inactive_since``, ``inactive_for``, ``failover`` and ``synced`` are None
-    below 17, ``conflicting`` below 16. ``on_standby`` says that the server is in recovery.
+    below 17. ``on_standby`` says that the server is in recovery.
     """
 
     name: str
@@ -67,7 +67,6 @@ class Slot:
     lag_bytes: int | None
     wal_status: str | None
     safe_wal_size: int | None
-    conflicting: bool | None
     invalidation_reason: str | None
     inactive_since: datetime | None
     inactive_for: timedelta | None
@@ -148,13 +147,13 @@ SELECT s.slot_name::text AS name, s.database::text, s.plugin::text, s.temporary,
        s.restart_lsn::text, s.confirmed_flush_lsn::text,
        CASE WHEN usable THEN pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint END AS retained_bytes,
        CASE WHEN usable THEN pg_wal_lsn_diff(here.lsn, s.confirmed_flush_lsn)::bigint END AS lag_bytes,
-       s.wal_status, s.safe_wal_size, newer.conflicting, newer.invalidation_reason,
+       s.wal_status, s.safe_wal_size, newer.invalidation_reason,
        newer.inactive_since, clock_timestamp() - newer.inactive_since AS inactive_for,
        newer.failover, newer.synced, s.two_phase,
        age(s.catalog_xmin) AS catalog_xmin_age, here.standby AS on_standby
 FROM pg_catalog.pg_replication_slots s
 CROSS JOIN LATERAL jsonb_to_record(to_jsonb(s)) AS newer
-     (conflicting boolean, invalidation_reason text, inactive_since timestamptz, failover boolean, synced boolean)
+     (invalidation_reason text, inactive_since timestamptz, failover boolean, synced boolean)
 CROSS JOIN LATERAL (SELECT s.wal_status IS DISTINCT FROM 'lost' AND newer.invalidation_reason IS NULL AS usable) u
 CROSS JOIN (SELECT pg_is_in_recovery() AS standby,
                    CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
@@ -213,7 +212,8 @@ def _why_lost(slot: Slot) -> str:
             return "wal_level on the primary is no longer logical"
         case "idle_timeout":
             return "it was idle for longer than idle_replication_slot_timeout"
-        case None if slot.conflicting:
+        # 16 names no reason, but forgets the position only when the WAL there is gone.
+        case None if slot.restart_lsn is not None:
             return "it stood in the way of what this standby had to replay"
         case _:
             return "the server removed WAL that it needs (max_slot_wal_keep_size)"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
 
@@ -86,16 +88,23 @@ class Reporter:
     def exception(self, error: BaseException) -> None:
         """Report an error that ends the command; with --debug its traceback too."""
         if self.debug:
-            traceback.print_exception(error)
+            self._traceback(error)
         if isinstance(error, errors.PgreplError):
             self.error(str(error), hint=error.hint, sqlstate=error.sqlstate)
         elif isinstance(error, click.UsageError):
-            hint = f"see '{error.ctx.command_path} --help'" if error.ctx else None
-            self.error(error.format_message(), hint=hint)
+            self.error(_usage_message(error), hint=_usage_hint(error))
         elif isinstance(error, click.ClickException):
             self.error(error.format_message())
         else:
             self.error(f"{type(error).__name__}: {error}", hint="this is a defect of pgrepl; --debug shows where")
+
+    def _traceback(self, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        if self.json:
+            self._write("debug", text.rstrip(), None)
+        else:
+            for line in text.splitlines():
+                self._line(line)
 
     def _write(
         self, level: str, message: str, color: str | None, *, hint: str | None = None, sqlstate: str | None = None
@@ -122,12 +131,55 @@ class Reporter:
     @staticmethod
     def _line(text: str) -> None:
         # One line per message, whatever an object's name holds.
-        shown = "".join(c if c.isprintable() or c == "\x1b" else repr(c)[1:-1] for c in text)
+        shown = "".join(c if c.isprintable() or c == "\x1b" else repr(c)[1:-1] for c in _without_passwords(text))
         try:
             sys.stderr.write(shown + "\n")
             sys.stderr.flush()
         except (BrokenPipeError, ValueError):
             pass
+
+
+def reporter_for(arguments: Sequence[str]) -> Reporter:
+    """Make the reporter of a call whose arguments could not be read, as far as they say how it is to report."""
+    given = " ".join(arguments)
+    log_format = re.search(r"(?:^| )--log-format[ =](\w+)", given)
+    color = re.search(r"(?:^| )--color[ =](\w+)", given)
+    return Reporter(
+        debug="--debug" in arguments,
+        color=color[1] if color else "auto",
+        log_format=log_format[1] if log_format else "text",
+    )
+
+
+def _usage_message(error: click.UsageError) -> str:
+    message = error.message if _nearest(error) else error.format_message()
+    return message[:1].lower() + message[1:].rstrip(".")
+
+
+def _usage_hint(error: click.UsageError) -> str | None:
+    near = _nearest(error)
+    hints = [f"did you mean {near}?"] if near else []
+    if error.ctx is not None:
+        hints.append(f"see '{error.ctx.command_path} --help'")
+    return " ".join(hints) or None
+
+
+def _nearest(error: click.UsageError) -> str | None:
+    """Give the name that is most like one that does not exist."""
+    names = error.possibilities if isinstance(error, click.NoSuchOption | click.NoSuchCommand) else None
+    return names[0] if names else None
+
+
+# A connection string may stand where nobody expected one, for instance in place of a publication's name.
+_PASSWORDS = re.compile(
+    r"""(:/{1,2}[^\s:/@]*:)\S*@      # of a URI, up to the last @, since a password may hold one that is not escaped
+      | (password\s*=\s*)(?:'(?:[^'\\]|\\.)*'?|\S+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _without_passwords(text: str) -> str:
+    return _PASSWORDS.sub(lambda found: f"{found[1]}****@" if found[1] else f"{found[2]}****", text)
 
 
 def _is_terminal() -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pgrepl.cli.completion import complete_publications, complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import Run, command_options
 from pgrepl.errors import InputError
@@ -39,12 +40,12 @@ _MARKS = {
 _FIX_INDENT = " " * 6
 _VERBS = {"sql": "sql", "action": "do ", "command": "run"}
 # On a terminal; what is not a terminal gets every object and every fix whole.
-_SHOWN_OBJECTS = 10
+_SHOWN_OBJECTS = 5
 _SHOWN_FIX = 600
 
 
 @click.command(epilog=EXIT_CODES_HELP)
-@click.argument("publication", required=False)
+@click.argument("publication", required=False, shell_complete=complete_publications)
 @click.option("--role", metavar="NAME", help="The role that is to replicate; default: the connected one.")
 @click.option(
     "--store",
@@ -53,7 +54,12 @@ _SHOWN_FIX = 600
     show_default=True,
     help="Where the state is to be kept.",
 )
-@click.option("--slot", metavar="NAME", help="The slot that is to be used; if it exists, none need be free.")
+@click.option(
+    "--slot",
+    metavar="NAME",
+    help="The slot that is to be used; if it exists, none need be free.",
+    shell_complete=complete_slots,
+)
 @click.option(
     "--provider",
     type=click.Choice(["auto", "self-hosted", "rds", "aurora", "cloudsql", "alloydb", "azure", "supabase", "neon"]),

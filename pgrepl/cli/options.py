@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgrepl.cli.completion import complete_files
 from pgrepl.cli.diagnostics import Reporter
 from pgrepl.errors import InputError, TimeLimitError
 from pgrepl.lsn import Lsn
@@ -87,6 +88,30 @@ class TableName(click.ParamType[tuple[str, str]]):
     @staticmethod
     def _part(text: str) -> str:
         return text[1:-1].replace('""', '"') if text.startswith('"') else text
+
+
+_WHOLE = 1000
+
+
+class Group(click.Group):
+    """A group whose help shows the purpose of each command whole."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            # An option without its value is found before click knows whose it is.
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            if error.ctx is None and command is not None:
+                error.ctx = click.Context(command, ctx, ctx.invoked_subcommand)
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(_WHOLE)) for name, command in commands if command is not None]
+            )
 
 
 DURATION = Duration()
@@ -176,6 +201,7 @@ _CONNECTING = [
         "config_path",
         metavar="FILE",
         envvar="PGREPL_CONFIG",
+        shell_complete=complete_files,
         help="Configuration file; default ./pgrepl.toml, then the user's.  [env: PGREPL_CONFIG]",
     ),
     click.option("--database", "database_name", metavar="NAME", help="The [[databases]] entry of the configuration."),

@@ -20,9 +20,14 @@ def console(color: str) -> Console:
     """Open a console on stdout for tables and text, coloured and as wide as the terminal where there is one."""
     from rich.console import Console
 
+    class Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            # rich would end the program here, with exit code 1.
+            raise
+
     terminal = sys.stdout.isatty()
     colored = use_color(color, terminal)
-    return Console(
+    return Stdout(
         file=sys.stdout,
         width=None if terminal else _UNLIMITED,
         force_terminal=colored,

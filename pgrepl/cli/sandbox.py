@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP
-from pgrepl.cli.options import DURATION, Run, command_options
+from pgrepl.cli.options import DURATION, Group, Run, command_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 @click.group(
+    cls=Group,
     epilog=f"""\b
 Example: pgrepl sandbox start && eval "$(pgrepl sandbox env)" && pgrepl doctor
 
-{EXIT_CODES_HELP}"""
+{EXIT_CODES_HELP}""",
 )
 def sandbox() -> None:
     """Run an embedded PostgreSQL 18 to try things on (needs the extra: pip install 'pgrepl[sandbox]')."""

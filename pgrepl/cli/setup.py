@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgrepl.cli.completion import complete_files, complete_publications
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, TABLE_NAME, Run, command_options, read_password_file
 from pgrepl.errors import InputError, OperationError
@@ -35,9 +36,14 @@ _SHOWN_LENGTH = 160
 
 
 @click.command(epilog=EXIT_CODES_HELP)
-@click.argument("publication", required=False)
+@click.argument("publication", required=False, shell_complete=complete_publications)
 @click.option("--role", metavar="NAME", help="The role that is to read the publication; made when it is not there.")
-@click.option("--password-file", metavar="FILE", help="Read a new role's password from a file.")
+@click.option(
+    "--password-file",
+    metavar="FILE",
+    help="Read a new role's password from a file.",
+    shell_complete=complete_files,
+)
 @click.option("--password-prompt", is_flag=True, help="Ask for it.  [env: PGREPL_ROLE_PASSWORD]")
 @click.option("--reset-password", is_flag=True, help="Set the password also of a role that exists.")
 @click.option("--all-tables", is_flag=True, help="Publish every table but those of schema etl.")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgrepl.cli.completion import complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
-from pgrepl.cli.options import Run, command_options
+from pgrepl.cli.options import Group, Run, command_options
 from pgrepl.errors import InputError, OperationError, PgreplError
 from pgrepl.units import duration_text, size_text
 
@@ -28,7 +29,7 @@ def _epilog(example: str) -> str:
     return f"\b\nExample: {example}\n\n{EXIT_CODES_HELP}"
 
 
-@click.group(epilog=_epilog("pgrepl slots list"))
+@click.group(cls=Group, epilog=_epilog("pgrepl slots list"))
 def slots() -> None:
     """Show replication slots with a verdict on each, and drop them."""
 
@@ -145,7 +146,7 @@ def _inactive_for(slot: Slot) -> str:
 
 
 @slots.command("drop", epilog=_epilog("pgrepl slots drop old_slot other_slot --yes"))
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_slots)
 @click.option("--if-exists", is_flag=True, help="A slot that is not there is no error.")
 @click.option("--terminate", is_flag=True, help="End the session that holds the slot; without it a slot in use stays.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, drop nothing.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pgrepl.cli.completion import complete_files, complete_publication_list
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, LSN, TABLE_NAME, Run, command_options
 from pgrepl.errors import InputError
@@ -36,7 +37,12 @@ class _UntilType(click.ParamType[object]):
 
 
 @click.command(epilog=EXIT_CODES_HELP)
-@click.argument("publications", metavar="PUBLICATION[,PUBLICATION…]", required=False)
+@click.argument(
+    "publications",
+    metavar="PUBLICATION[,PUBLICATION…]",
+    required=False,
+    shell_complete=complete_publication_list,
+)
 @click.option(
     "--snapshot",
     type=click.Choice(["initial", "never", "only"]),
@@ -53,7 +59,13 @@ class _UntilType(click.ParamType[object]):
     help="How events are printed; default pretty on a terminal, else json.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("-o", "--output", metavar="FILE", help="Append to FILE, synced every second, instead of stdout.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Append to FILE, synced every second, instead of stdout.",
+    shell_complete=complete_files,
+)
 @click.option("--transactions/--no-transactions", default=False, help="Print begin and commit of each transaction too.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N row events, snapshot rows too.")
 @click.option(

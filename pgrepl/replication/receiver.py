@@ -56,6 +56,7 @@ class Receiver:
         self._ended = False
         self._closing = False
         self._ping = False
+        self._last_status = time.monotonic()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._interval = min(_LONGEST_SILENCE, wal_sender_timeout / 3) if wal_sender_timeout else _LONGEST_SILENCE
@@ -135,33 +136,35 @@ class Receiver:
             failure = error
         except Exception as error:
             failure = PgreplError(f"the receiver failed: {type(error).__name__}: {error}")
+        if failure is not None:
+            # Hung up here and now: the consumer may be blocked for long, and the server may be waiting for us.
+            self._walsender.close()
         with self._lock:
             self._failure = failure
             self._ended = True
             self._lock.notify_all()
 
     def _receive(self) -> None:
-        last_status = time.monotonic()
         last_ping = 0.0
-        reading = True
+        idle = False
         while not self._closing:
             now = time.monotonic()
-            wait = last_status + self._interval - now
+            wait = self._last_status + self._interval - now
             if self._confirmed > self._sent:
-                wait = min(wait, last_status + _PROGRESS_INTERVAL - now)
+                wait = min(wait, self._last_status + _PROGRESS_INTERVAL - now)
             if self._ping:
                 wait = min(wait, last_ping + _PING_INTERVAL - now)
             if wait <= 0:
                 self._send_status(reply_requested=self._ping)
-                last_status = last_ping = time.monotonic()
+                last_ping = self._last_status
                 continue
             with self._lock:
-                had_room, reading = reading, self._bytes < BUFFER_BYTES
-            # After a pause there may be bytes that TLS has decrypted already, of which the socket knows nothing.
-            if had_room or not reading:
+                reading = self._bytes < BUFFER_BYTES
+            # The socket knows nothing of what libpq has read already, for instance together with the answer to
+            # START_REPLICATION, nor of what TLS has decrypted: so wait only after a read that found nothing.
+            if idle or not reading:
                 self._wait(reading, wait)
-            if reading and self._read():
-                last_status = time.monotonic()
+            idle = reading and not self._read()
         self._send_status(reply_requested=False)
         self._drain_output(time.monotonic() + 2.0)
 
@@ -192,20 +195,21 @@ class Receiver:
             raise ConnectionLost("the server ended our connections: it is shutting down, or was told to end them")
 
     def _read(self) -> bool:
-        """Take what has arrived; True when a status update had to be sent."""
+        """Take what has arrived; True when there was something."""
         pgconn = self._pgconn
-        answered = False
+        found = False
         pgconn.consume_input()
         payloads: list[bytes] = []
         size = 0
         while True:
             length, data = pgconn.get_copy_data(1)
             if length > 0:
+                found = True
                 payload = bytes(data)
                 payloads.append(payload)
                 size += length
-                if payload[0] == _KEEPALIVE and self._keepalive(payload):
-                    answered = True
+                if payload[0] == _KEEPALIVE:
+                    self._keepalive(payload)
                 if size >= _BATCH_BYTES:
                     self._hand_over(payloads, size)
                     payloads, size = [], 0
@@ -221,16 +225,15 @@ class Receiver:
                 hint="they were made while a publication was missing and cannot be read any more; take a new snapshot",
                 sqlstate="55000",
             )
-        return answered
+        return found
 
-    def _keepalive(self, payload: bytes) -> bool:
+    def _keepalive(self, payload: bytes) -> None:
         message = parse_copy_data(payload)
         assert isinstance(message, Keepalive)
         if message.wal_end > self._received:
             self._received = message.wal_end
         if message.reply_requested:
             self._send_status(reply_requested=False)
-        return message.reply_requested
 
     def _hand_over(self, payloads: list[bytes], size: int) -> None:
         if not payloads:
@@ -256,6 +259,7 @@ class Receiver:
         self._pgconn.put_copy_data(status_update(written, confirmed, confirmed, now, reply_requested))
         self._pgconn.flush()
         self._sent = confirmed
+        self._last_status = time.monotonic()
 
     def _drain_output(self, deadline: float) -> None:
         while self._pgconn.flush() == 1 and time.monotonic() < deadline:

@@ -62,7 +62,8 @@ _CATALOG = {
                ARRAY(SELECT m.roleid::regrole::text FROM pg_auth_members m WHERE m.member = r.oid)
         FROM pg_roles r WHERE r.oid >= 16384""",
     "publications": """
-        SELECT pubname, pg_get_userbyid(pubowner), puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
+        SELECT pubname, pg_get_userbyid(pubowner), puballtables, pubviaroot,
+               pubinsert, pubupdate, pubdelete, pubtruncate
         FROM pg_publication""",
     "publication tables": """
         SELECT p.pubname, r.prrelid::regclass::text

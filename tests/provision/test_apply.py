@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import NewServer
 from tests.provision.shop import SHOP, Setup, catalog
 from tests.servers.database import Database, fresh_database
+from tests.servers.server import Server
 
 
 @pytest.mark.parametrize("tag", ["GRANT", "ALTER DEFAULT PRIVILEGES", "CREATE PUBLICATION"])
@@ -78,16 +79,7 @@ def test_unfit_server_is_left_alone(new_server: NewServer, setup: Setup, setting
             assert catalog(database) == before
 
 
-def test_value_that_waits_for_a_restart_is_told(new_server: NewServer, setup: Setup) -> None:
-    # A setting of the command line would win over the file.
-    with fresh_database(new_server(18, wal_level="replica")) as database:
-        assert "ALTER SYSTEM SET wal_level = 'logical'" in setup(database, "pub", "--all-tables").err
-
-
-def test_server_too_old(server15: object, setup: Setup) -> None:
-    from tests.servers.server import Server
-
-    assert isinstance(server15, Server)
+def test_server_too_old(server15: Server, setup: Setup) -> None:
     with fresh_database(server15) as database:
         outcome = setup(database, "pub", "--all-tables")
     assert outcome.code == 1

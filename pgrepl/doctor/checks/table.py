@@ -34,19 +34,24 @@ class ReplicaIdentity(Check):
         if not context.published_oids:
             yield self.finding(Status.SKIP, "no published table to look at")
             return
-        changing = {
-            table.oid
-            for publication in context.publications
-            if publication.update or publication.delete
-            for table in context.published[publication.name]
-        }
+        refused: dict[int, set[str]] = {}
+        for publication in context.publications:
+            changes = {"UPDATE"} if publication.update else set()
+            changes |= {"DELETE"} if publication.delete else set()
+            for published in context.published[publication.name]:
+                refused.setdefault(published.oid, set()).update(changes)
         without = {identity.oid: identity for identity in context.identities if not identity.usable}
-        refused = {identity.oid for identity in context.identities if identity.root_oid in changing}
         for table in without.values():
+            # A partition can be published with its root as well as by itself.
+            failing = sorted(refused.get(table.root_oid, set()) | refused.get(table.oid, set()), reverse=True)
             yield self.finding(
-                Status.FAIL if table.oid in refused else Status.WARN,
+                Status.FAIL if failing else Status.WARN,
                 f"{_WHY[table.setting]}: "
-                + ("UPDATE and DELETE on it fail" if table.oid in refused else "its rows cannot be told apart"),
+                + (
+                    f"{' and '.join(failing)} on it {'fails' if len(failing) == 1 else 'fail'}"
+                    if failing
+                    else "its rows cannot be told apart"
+                ),
                 {
                     "replica_identity": table.setting,
                     "has_primary_key": table.has_primary_key,
