@@ -143,6 +143,18 @@ def test_script_without_the_record_is_completed_by_seed(
     start(owned_shop)
 
 
+def test_managed_service_is_asked_for_replication(owned_shop: Database, setup: Setup) -> None:
+    """Who may give it there cannot be read from the catalog; this server refuses."""
+    owned_shop.psql("CREATE ROLE cloudsqlsuperuser")
+    arguments = [*ORDERS, "--dry-run"]
+    assert setup(owned_shop, *arguments, user="dba").steps("role") == [("planned", "cdc"), ("planned", "cdc")]
+    outcome = setup(owned_shop, *ORDERS, user="dba")
+    assert outcome.code == 1
+    assert outcome.steps("role") == [("created", "cdc"), ("needs_superuser", "cdc")]
+    owned_shop.psql(outcome.document["needs"])
+    assert setup(owned_shop, *ORDERS, user="dba").code == 0
+
+
 def test_cloud_that_lets_its_first_user_make_event_triggers(
     owned_shop: Database, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
