@@ -18,6 +18,7 @@ from pgrepl.cli.completion import complete_databases, complete_files
 from pgrepl.cli.diagnostics import Reporter, exit_code_for, known_error
 from pgrepl.errors import InputError, TimeLimitError
 from pgrepl.lsn import Lsn
+from pgrepl.names import quote_ident
 
 if TYPE_CHECKING:
     from pgrepl.config import Config, Database
@@ -243,8 +244,10 @@ def _connect_command(target: ConnectionTarget) -> str:
 
     named = ("host", "port", "dbname", "user", "sslmode")
     conninfo = make_conninfo("", **{name: target.params[name] for name in named if name in target.params})
-    quoted = conninfo.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n").replace("\r", "\\r")
-    return f"\\connect -reuse-previous=off '{quoted}'\n"
+    if set("\r\n") & set(conninfo):
+        raise InputError("psql cannot be told to connect to a place with a line break in its name")
+    # psql reads what follows as it reads identifiers.
+    return f"\\connect -reuse-previous=off {quote_ident(conninfo)}\n"
 
 
 def _places(named: str | None) -> list[Path]:
