@@ -16,6 +16,8 @@ from pgrepl.errors import InputError
 FILE_NAME = "pgrepl.toml"
 # Far more than a configuration needs, and little enough to be read whole.
 _MOST_BYTES = 1 << 20
+# For a key a.b.c… tomllib needs memory by the square of its length, and a megabyte of it takes all there is.
+_MOST_DOTS = 1000
 
 _PGSENSE = "PGSENSE__"
 
@@ -103,6 +105,8 @@ def _reason(error: OSError | ValueError) -> str:
 def read_text(path: Path, text: str) -> Source:
     """Read the text of the file. Raises InputError when it is no TOML or its tables are not where they belong."""
     try:
+        if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+            raise RecursionError
         values = tomllib.loads(text)
         lines = _lines(text.replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:

@@ -219,7 +219,7 @@ def test_the_identity_is_the_text_as_it_was_written(write: Write) -> None:
         (b"#" * (1 << 20) + b"\n", "the configuration file pgrepl.toml is longer than 1 MB"),
         (b"x = " + b"[" * 100_000, "the configuration file pgrepl.toml is nested too deeply"),
         (b"x = " + b"{a = " * 100_000, "the configuration file pgrepl.toml is nested too deeply"),
-        (b"x." * 2000 + b"x = 1", "the configuration file pgrepl.toml is nested too deeply"),
+        (b"x." * 500_000 + b"x = 1", "the configuration file pgrepl.toml is nested too deeply"),
     ],
 )
 def test_files_that_are_hostile(content: bytes, message: str) -> None:
