@@ -46,7 +46,7 @@ def show(run: Run, plans: Sequence[Plan], dry_run_lock_timeout: float | None) ->
     from pgrepl.cli import output
 
     if dry_run_lock_timeout is not None and run.output_format == "table":
-        sys.stdout.write(provision.dry_run_script(*plans, lock_timeout=dry_run_lock_timeout))
+        run.print_script(provision.dry_run_script(*plans, lock_timeout=dry_run_lock_timeout))
         return
     needs = provision.needs_script(*plans)
     steps = [step for plan in plans for step in plan.steps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from pgrepl.cli.completion import complete_files, complete_publications
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, TABLE_NAME, Run, command_options, read_password_file
 from pgrepl.errors import InputError, OperationError
+
+if TYPE_CHECKING:
+    from pgrepl.config import Pipeline
 
 _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 
@@ -42,7 +45,8 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 @click.option(
     "--store",
     type=click.Choice(["memory", "postgres", "bookmarks"]),
-    help="Make what this store needs: functions for pgsense-rs, the tables of schema etl, a table of bookmarks.",
+    help="Make what this store needs: functions for pgsense-rs, tables of schema etl, a table of bookmarks; default:"
+    " what the configuration says, else nothing.",
 )
 @click.option("--state-dsn", metavar="DSN", help="The database for the bookmarks; default: the same.")
 @click.option("--state-table", metavar="NAME", help="The table of bookmarks; default: faucet_state.")
@@ -54,7 +58,7 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed without a terminal.")
-@command_options()
+@command_options(all_databases=True)
 def setup(
     run: Run,
     publication: str | None,
@@ -87,17 +91,26 @@ def setup(
         )
     if options["role"] is None and (password_file or password_prompt):
         raise InputError("no role is named", hint="name it with --role")
-    state = None if state_dsn is None else parse(state_dsn, "--state-dsn")
-    if state is not None and state.has_password:
-        run.report.warning(
-            "the password in --state-dsn can be seen in the process list", hint="use ~/.pgpass or a service"
-        )
+    pipeline = _configured(run)
+    store = options.pop("store") or (pipeline.store if pipeline else None)
+    state = None
+    if state_dsn is not None:
+        state = parse(state_dsn, "--state-dsn")
+        if state.has_password:
+            run.report.warning(
+                "the password in --state-dsn can be seen in the process list", hint="use ~/.pgpass or a service"
+            )
+    elif store == "bookmarks" and pipeline and pipeline.state_dsn:
+        state = parse(pipeline.state_dsn, "state_dsn")
+    if state_table is None and store == "bookmarks" and pipeline:
+        state_table = pipeline.state_table
     wanted = provision.Wanted(
         publication=run.publication(publication) or provision.DEFAULT_PUBLICATION,
         password=_password(options["role"], password_file, password_prompt),
         tables=tuple(options.pop("tables")),
         schemas=tuple(map(_schema, options.pop("schemas"))),
-        state_table=state_table or provision.DEFAULT_BOOKMARKS,
+        store=store,
+        state_table=provision.DEFAULT_BOOKMARKS if state_table is None else state_table,
         state_elsewhere=state is not None,
         publish=None if publish is None else tuple(part.strip() for part in publish.split(",") if part.strip()),
         **options,
@@ -126,6 +139,11 @@ def setup(
         )
         return ExitCode.FINDINGS
     return ExitCode.OK
+
+
+def _configured(run: Run) -> Pipeline | None:
+    """What the configuration says of the store, where the configuration is in use at all."""
+    return run.config.pipeline if run.database is not None or run.config_path is not None else None
 
 
 def _password(role: str | None, file: str | None, prompt: bool) -> str | None:

@@ -76,6 +76,21 @@ def test_publication_of_the_configuration(shop18: Database, setup: Setup, tmp_pa
     assert [name for name, *_ in catalog(shop18)["publications"]] == ["configured"]
 
 
+def test_store_of_the_configuration(shop18: Database, setup: Setup, tmp_path: Path) -> None:
+    file = tmp_path / "pgrepl.toml"
+    server = shop18.server
+    file.write_text(
+        f'[pipeline]\nstore = "bookmarks"\nstate_table = "marks"\n'
+        f'[[databases]]\nhost = "127.0.0.1"\nport = {server.port}\ndbname = "{shop18.name}"\n'
+        f'password = "{server.password}"\n',
+        encoding="utf-8",
+    )
+    assert main.run(["setup", "pub", "-c", str(file), "--table", "shop.orders", "--yes"]) == 0
+    assert ("marks", "r", "postgres") in [
+        (name.rpartition(".")[2], kind, owner) for name, kind, owner in catalog(shop18)["relations"]
+    ]
+
+
 def test_prints_one_line_for_each_step(shop18: Database, setup: Setup) -> None:
     outcome = setup(shop18, "pub", "--role", "cdc", "--table", "shop.orders", as_json=False)
     lines = outcome.out.splitlines()
