@@ -182,7 +182,7 @@ def test_a_commit_that_is_streamed_before_it_can_be_seen(new_server: NewServer) 
                 ALTER TABLE t RENAME a TO b; CREATE TYPE mood AS ENUM ('so so'); ALTER TABLE t ADD moods mood[];
                 INSERT INTO t VALUES (1, 'x', '{so so}')
             """
-            session = threading.Thread(target=writer.execute, args=[change])
+            session = threading.Thread(target=writer.execute, args=[change], daemon=True)
             session.start()
             waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
             wait_until(lambda: admin.execute(waits, [writer.info.backend_pid]).fetchone() == ("SyncRep",))
