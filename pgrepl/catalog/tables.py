@@ -91,3 +91,33 @@ def lockable(connection: psycopg.Connection, oids: Collection[int]) -> set[int]:
             [list(oids)],
         )
     }
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A table that holds rows: the published table itself or a partition of it; ``readable`` by SELECT on the whole of it."""
+
+    table: int
+    oid: int
+    schema: str
+    name: str
+    blocks: int
+    readable: bool
+
+
+_LEAVES = """
+SELECT w.oid, c.oid, n.nspname, c.relname,
+       coalesce(pg_catalog.pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+  FROM unnest(%s::oid[]) AS w (oid)
+ CROSS JOIN LATERAL (
+       SELECT w.oid AS leaf UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(w.oid) t WHERE t.isleaf) l
+  JOIN pg_catalog.pg_class c ON c.oid = l.leaf AND c.relkind = 'r'
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ ORDER BY w.oid, c.oid
+"""
+
+
+def leaves(connection: psycopg.Connection, oids: Collection[int]) -> list[Leaf]:
+    """List the tables that hold the rows of these, by table and OID, with their sizes of now."""
+    return [Leaf(*row) for row in connection.execute(_LEAVES, [list(oids)])]

@@ -1,8 +1,8 @@
 """The engine's decisions, without its deeds: a state machine that is told what happened and answers what to do.
 
-It opens no connection, reads no clock and writes no file. Drivers tell it what happened (a transaction began, a copy ended,
-bytes became durable, a second passed) and carry out the actions it answers with. So the same decisions run against a real
-server and against a model of one that crashes at every step.
+It opens no connection, reads no clock and writes no file. Drivers tell it what happened (a transaction began, a copy
+ended, bytes became durable, a second passed) and carry out the actions it answers with. So the same decisions run
+against a real server and against a model of one that crashes at every step.
 
 Positions follow one rule: P means that every transaction with ``commit_lsn < P`` is done. See docs/engine.md.
 """
@@ -37,8 +37,9 @@ class Phase(Enum):
 class TableState:
     """A table of the publication.
 
-    ``sync_lsn`` belongs to ``SYNC_DONE``: changes of transactions from there on are ours. ``snapshot_lsn`` is the consistent
-    point of the copy that is going on, once it is known; ``copied`` says that all its rows have been printed.
+    ``sync_lsn`` belongs to ``SYNC_DONE``: changes of transactions from there on are ours. ``snapshot_lsn`` is the
+    consistent point of the copy that is going on, once it is known; ``copied`` says that all its rows have been
+    printed.
     """
 
     phase: Phase
@@ -93,6 +94,13 @@ class StoreReady:
 
 
 @dataclass(frozen=True)
+class StoreCaughtUp:
+    """Store that tables which another tool left in sync_done are ready: the stream has passed their position."""
+
+    tables: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StorePosition:
     """Store the position; then answer with ``stored_at``."""
 
@@ -106,19 +114,29 @@ class Confirm:
     position: Lsn
 
 
-Action: TypeAlias = Copy | MarkCopying | DropSpool | HandOver | StoreReady | StorePosition | Confirm
+Action: TypeAlias = Copy | MarkCopying | DropSpool | HandOver | StoreReady | StoreCaughtUp | StorePosition | Confirm
 
 
 class Core:
     """Decide about one stream and the tables in it.
 
-    ``tables`` is what the store knows, ``position`` the stored position from which the stream is read; ``output_position`` is
-    the position up to which the output already holds everything (a file that was written before a crash may be ahead of the
-    store), equal to ``position`` where the output cannot tell.
+    ``tables`` is what the store knows, ``position`` the stored position from which the stream is read;
+    ``output_position`` is the position up to which the output already holds everything (a file that was written before
+    a crash may be ahead of the store), equal to ``position`` where the output cannot tell.
     """
 
-    def __init__(self, tables: Mapping[int, TableState], position: Lsn, output_position: Lsn | None = None) -> None:
+    def __init__(
+        self,
+        tables: Mapping[int, TableState],
+        position: Lsn,
+        output_position: Lsn | None = None,
+        *,
+        store_interval: float = STORE_INTERVAL,
+        idle_bytes: int = IDLE_BYTES,
+    ) -> None:
         self.tables = dict(tables)
+        self._store_interval = store_interval
+        self._idle_bytes = idle_bytes
         self.done = max(position, output_position or position)
         self.stored = position
         self.confirmed = Lsn(0)
@@ -155,27 +173,32 @@ class Core:
         self._commit_lsn = commit_lsn
         self._seq = 0
 
-    def change(self, table: int) -> Decision:
-        """Decide about the next change of the transaction, which counts whatever becomes of it."""
+    def decide(self, table: int, seq: int) -> Decision:
+        """Decide about change ``seq`` of the transaction, as far as it concerns a table."""
         assert self._commit_lsn is not None
         assert not self._handing_over, "a hand-over is one step"
-        seq = self._seq
-        self._seq += 1
-        if self._partial is not None and self._partial[0] == self._commit_lsn and seq < self._partial[1]:
+        self._seq = seq + 1
+        if self.is_replayed(seq):
             return Decision.SKIP
         decision = self._owner(table, self._commit_lsn)
         if decision is Decision.EMIT:
             self._changed_since_store = True
         return decision
 
-    @property
-    def seq(self) -> int:
-        """The number of the next change."""
-        return self._seq
+    def is_replayed(self, seq: int) -> bool:
+        """Whether change ``seq`` was dealt with before: the output has it, or it came before a lost connection."""
+        assert self._commit_lsn is not None
+        replayed = self._partial is not None and self._partial[0] == self._commit_lsn and seq < self._partial[1]
+        return replayed or self._already_printed(self._commit_lsn)
+
+    def whose(self, table: int) -> Decision:
+        """Say what becomes of what concerns a table in this transaction and is no change of a row."""
+        assert self._commit_lsn is not None
+        return self._owner(table, self._commit_lsn)
 
     def _owner(self, table: int, commit_lsn: Lsn) -> Decision:
         state = self.tables.get(table)
-        if state is None or self._already_printed(commit_lsn):
+        if state is None:
             return Decision.SKIP
         match state.phase:
             case Phase.READY:
@@ -271,7 +294,7 @@ class Core:
         )
         for oid in caught_up:
             self.tables[oid] = TableState(Phase.READY)
-        actions: list[Action] = [StoreReady(caught_up, self.stored)] if caught_up else []
+        actions: list[Action] = [StoreCaughtUp(caught_up)] if caught_up else []
         if ready:
             self._handing_over = ready
             actions.append(HandOver(ready))
@@ -314,8 +337,8 @@ class Core:
         self._durable = max(self._durable, position)
         if self._durable <= self.stored:
             return []
-        due = now - self._last_store >= STORE_INTERVAL
-        worth_it = self._changed_since_store or self._durable - self.stored >= IDLE_BYTES
+        due = now - self._last_store >= self._store_interval
+        worth_it = self._changed_since_store or self._durable - self.stored >= self._idle_bytes
         if not at_once and not (due and worth_it):
             return []
         self._last_store = now

@@ -1,6 +1,6 @@
-"""Snapshot, then stream, with the memory store: a temporary slot that leaves nothing behind.
+"""Snapshot, then stream: the driver that carries out what the core decides, on real connections, files and threads.
 
-The order in which things are done is what the guarantees rest on; docs/engine.md gives the reasons.
+The order in which things are done is what the promises rest on; docs/engine.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -9,24 +9,42 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import psycopg
 
 from pgrepl import connection as sql_connection
 from pgrepl import events
-from pgrepl.catalog import blockers, server
+from pgrepl.catalog import blockers, server, slots
 from pgrepl.catalog.publications import PublishedTable
+from pgrepl.catalog.server import Server
 from pgrepl.connection import is_lost, one_line
 from pgrepl.conninfo import ConnectionTarget
-from pgrepl.engine import preflight, relations
+from pgrepl.engine import copying, preflight, relations, resume
 from pgrepl.engine.changes import Changes
+from pgrepl.engine.copying import Copier, Inbox, Prepared
+from pgrepl.engine.core import (
+    Action,
+    Confirm,
+    Copy,
+    Core,
+    DropSpool,
+    HandOver,
+    MarkCopying,
+    Phase,
+    StoreCaughtUp,
+    StorePosition,
+    StoreReady,
+    TableState,
+)
+from pgrepl.engine.linespool import LineSpool
 from pgrepl.engine.output import Output
+from pgrepl.engine.routing import Router
 from pgrepl.engine.selection import Selection
-from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
+from pgrepl.engine.snapshot import SnapshotUnusable
 from pgrepl.errors import ConnectError, OperationError, PositionError
 from pgrepl.events import Event, Table
 from pgrepl.formats import Format
@@ -35,46 +53,60 @@ from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.decoder import decode
 from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data
 from pgrepl.replication.receiver import Receiver
-from pgrepl.replication.walsender import ConnectionLost, CreatedSlot, Walsender
+from pgrepl.replication.walsender import CreatedSlot, Walsender
 from pgrepl.sinks import Sink
+from pgrepl.sinks.file import FileSink
+from pgrepl.stores import Identity, Store, StoredState, StoredTable
+from pgrepl.stores.memory import MemoryStore
 
 _STEP = 0.2
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
 _TELL_BLOCKERS_AFTER = 2.0
 _TELL_BLOCKERS_EVERY = 10.0
-_OLD_SLOT_PATIENCE = 10.0
+_SLOT_PATIENCE = 10.0
+_HOLDER_PATIENCE = 5.0
 _FLUSH_PATIENCE = 1.0
 
 Reason = Literal["snapshot", "limit", "until", "duration", "stopped"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Options:
     """What a run is to do.
 
-    ``snapshot``: ``initial`` copies the tables first, ``never`` streams only, ``only`` ends after the copy. The run
-    ends after ``limit`` row events, before the first transaction with ``commit_lsn >= until`` (``now``: the end of the
-    WAL once the slot exists), or ``duration`` seconds after its start. With ``exact_limit`` it ends at the row itself,
-    else with its transaction.
+    ``slot`` names the persistent slot; None makes a temporary one, which ends with its connection. ``snapshot``: ``initial``
+    copies tables that have not been copied, ``never`` none, ``only`` ends after the copies. The run ends after ``limit`` row
+    events, before the first transaction with ``commit_lsn >= until`` (``now``: the end of the WAL once the slot exists), or
+    ``duration`` seconds after its start; while tables are being copied only ``limit`` and ``duration`` end it. With
+    ``exact_limit`` it ends at the row itself, else with its transaction. ``jobs`` workers copy. Every ``refresh`` seconds the
+    publication is read again. A store or an output that fails is tried for ``output_timeout`` seconds.
     """
 
     publications: tuple[str, ...]
     selection: Selection = field(default_factory=Selection)
+    slot: str | None = None
     snapshot: Literal["initial", "never", "only"] = "initial"
     transactions: bool = False
     limit: int | None = None
     exact_limit: bool = False
     until: Lsn | Literal["now"] | None = None
     duration: float | None = None
+    jobs: int = 1
+    refresh: float | None = None
+    accept_slot_position: bool = False
+    format_name: str = "json"
+    output_timeout: float = 300.0
 
 
 @dataclass
 class Progress:
     """How far a run is, for whoever watches.
 
-    ``rows`` counts all row events given, ``rows_copied`` those of this attempt at the copy, of about ``rows_to_copy``.
-    ``position`` is up to where the stream is done, ``received`` how far the server has read.
+    ``rows`` counts all row events given, ``rows_copied`` those of copies, of about ``rows_to_copy``. ``position`` is up to
+    where the stream is done, ``received`` how far the server has read, ``spooled`` how many bytes wait for a copy to end.
     """
 
     phase: Literal["connecting", "copying", "streaming"] = "connecting"
@@ -84,6 +116,7 @@ class Progress:
     rows_to_copy: int = 0
     rows: int = 0
     transactions: int = 0
+    spooled: int = 0
     position: Lsn = field(default_factory=Lsn)
     received: Lsn = field(default_factory=Lsn)
 
@@ -116,21 +149,39 @@ class _End(Exception):
         self.reason: Reason = reason
 
 
+class _StartAgain(Exception):
+    """The temporary slot is lost before its copies were done: another slot, another snapshot."""
+
+
 class Pipeline:
     """Run a snapshot and a stream into a sink, once.
 
-    ``run`` blocks until an end of the options is reached or ``stop`` is called, from a signal handler or another
-    thread.
+    ``run`` blocks until an end of the options is reached or ``stop`` is called, from a signal handler or another thread.
     """
 
     def __init__(
-        self, target: ConnectionTarget, options: Options, output_format: Format, sink: Sink, observer: Observer
+        self,
+        target: ConnectionTarget,
+        options: Options,
+        output_format: Format,
+        sink: Sink,
+        observer: Observer,
+        *,
+        store: Store | None = None,
+        spool: LineSpool | None = None,
     ) -> None:
-        self._run = _Run(target, options, Output(output_format, sink), observer)
+        if store is not None and options.slot is None:
+            raise ValueError("a store needs a persistent slot")
+        output = Output(output_format, sink)
+        self._run = _Run(target, options, output, sink, observer, store or MemoryStore(), spool or LineSpool())
 
     def stop(self) -> None:
         """Ask the run to end: with the transaction that is being written, or at once when there is none."""
         self._run.stop = True
+
+    def refresh(self) -> None:
+        """Ask the run to read the publication again."""
+        self._run.refresh = True
 
     def run(self) -> Outcome:
         """Run to the end.
@@ -142,50 +193,63 @@ class Pipeline:
         run = self._run
         if run.options.duration is not None:
             run.deadline = time.monotonic() + run.options.duration
-        reason = self._attempts(run)
-        run.output.close()
+        try:
+            reason = self._sessions(run)
+            run.output.close()
+        finally:
+            run.spool.close()
+            run.store.close()
         return Outcome(reason, run.progress)
 
-    def _attempts(self, run: _Run) -> Reason:
-        delay = _FIRST_RETRY
+    def _sessions(self, run: _Run) -> Reason:
         while True:
-            begun = time.monotonic()
             try:
                 with ExitStack() as resources:
-                    return _Attempt(run, resources).run()
+                    _Session(run, resources).run()
             except _End as end:
                 return end.reason
-            except SnapshotUnusable as unusable:
-                run.observer.warning(f"{unusable}; the copy begins again")
+            except _StartAgain as again:
+                run.observer.warning(f"{again}; the copy begins again")
             except (ConnectError, psycopg.OperationalError) as error:
                 # Only what was lost after a first success is worth waiting for.
                 if run.slot_name is None or not is_lost(error):
                     raise
-                if time.monotonic() - begun > _LONGEST_RETRY:
-                    delay = _FIRST_RETRY
+                delay = run.next_delay()
                 run.observer.warning(f"{one_line(error)}; trying again in {delay:.1f} s, the copy begins again")
                 try:
-                    run.pause(delay * random.uniform(0.8, 1.2))  # noqa: S311  jitter is no secret
+                    run.pause(delay)
                 except _End as end:
                     return end.reason
-                delay = min(delay * 2, _LONGEST_RETRY)
             run.output.discard()
+            run.spool.clear()
 
 
 @dataclass
 class _Run:
-    """What outlives an attempt."""
+    """What outlives a session."""
 
     target: ConnectionTarget
     options: Options
     output: Output
+    sink: Sink
     observer: Observer
+    store: Store
+    spool: LineSpool
     progress: Progress = field(default_factory=Progress)
+    # How often each table was copied into this output.
     copies: dict[int, int] = field(default_factory=dict)
     slot_name: str | None = None
     stop: bool = False
+    refresh: bool = False
     deadline: float | None = None
     told_blockers: float = 0.0
+    delay: float = _FIRST_RETRY
+
+    def next_delay(self) -> float:
+        """Give the seconds to wait before the next attempt, longer each time; jitter keeps many clients apart."""
+        delay = self.delay * random.uniform(0.8, 1.2)  # noqa: S311  no secret
+        self.delay = min(self.delay * 2, _LONGEST_RETRY)
+        return delay
 
     def ending(self) -> Reason | None:
         """Say why the run should end now, if it should."""
@@ -209,8 +273,8 @@ class _Run:
             time.sleep(min(_STEP, left))
 
 
-class _Attempt:
-    """One slot with its snapshot and stream; lost before the copies are done, another follows."""
+class _Session:
+    """One slot and what is read from it; with a persistent slot over as many connections as it takes."""
 
     def __init__(self, run: _Run, resources: ExitStack) -> None:
         self._run = run
@@ -219,255 +283,590 @@ class _Attempt:
         self._progress = run.progress
         self._observer = run.observer
         self._resources = resources
+        self._persistent = run.options.slot is not None
         # Set when the run is to end with the transaction that is being written.
         self._finish: Reason | None = None
+        self._receiver: Receiver | None = None
+        self._until: Lsn | None = None
+        self._next_refresh = 0.0
+        self._known: dict[int, Table] = {}
+        self._removed: dict[int, Lsn] = {}
 
-    def run(self) -> Reason:
+    # The start.
+
+    def run(self) -> None:
+        """Prepare and stream. Ends with _End, _StartAgain, or an error."""
         options = self._options
-        admin = self._open()
-        self._wait_for_old_slot(admin)
-        preflight.check_server(admin)
-        tables = preflight.check_publications(admin, options.publications, options.selection)
+        self._admin = self._open()
+        self._wait_for_old_slot()
+        facts = preflight.check_server(self._admin, slots=0 if self._persistent else 1)
+        tables = preflight.check_publications(self._admin, options.publications, options.selection)
         if options.snapshot != "never":
-            preflight.check_readable(admin, tables)
-            if self._run.slot_name is None and not self._observer.may_copy(tables):
-                raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
+            preflight.check_readable(self._admin, tables)
         self._run.check_end()
-
-        slot_name = f"pgrepl_tmp_{os.getpid()}_{secrets.token_hex(4)}"
-        walsender = Walsender.open(self._run.target, f"pgrepl tail ({slot_name})")
-        self._resources.callback(walsender.close)
-        # Asked first: the next command after the slot's creation ends the export of its snapshot.
-        silence = walsender.wal_sender_timeout()
-        slot = walsender.create_temporary_slot(slot_name, lambda waited: self._building(admin, walsender, waited))
-        self._run.slot_name = slot_name
-        self._done(slot.consistent_point)
-        until = self._end_position(admin)
-
-        snapshot: Snapshot | None = None
-        known: dict[int, Table] = {}
-        if options.snapshot != "never":
-            snapshot, tables = self._import(slot, tables)
-            known = snapshot.describe(tables)
-        if options.snapshot == "only" and snapshot is not None:
-            # The imported snapshot lives without the slot, and the server need not keep WAL for it.
-            walsender.close()
-            self._copy(snapshot, tables, known, slot.consistent_point, None)
-            return "snapshot"
-
-        guard = self._open()
-        walsender.start_replication(slot.name, slot.consistent_point, options.publications)
-        receiver = Receiver(walsender, slot.consistent_point, wal_sender_timeout=silence, guard=guard.pgconn)
-        self._resources.callback(receiver.close)
-        receiver.start()
-        if snapshot is not None:
-            self._copy(snapshot, tables, known, slot.consistent_point, receiver)
-            snapshot.close()
-        return self._stream(admin, receiver, known, until)
+        self._inbox = Inbox(self._nudge)
+        self._copier = Copier(
+            self._run.target, options.publications, options.selection, options.jobs, self._output.format, self._inbox
+        )
+        self._resources.callback(self._copier.stop)
+        walsender = self._begin(facts, tables)
+        self._changes = Changes(
+            lambda relation, transaction: relations.resolve(self._admin, relation, transaction.xid),
+            printed=self._wants,
+            known=self._known,
+            appeared=self._appeared,
+        )
+        self._router = Router(
+            self._core, self._output, self._run.spool, frames=options.transactions, printed=self._row_printed
+        )
+        self._output.boundary(self._core.done)
+        self._perform(self._core.copies_due())
+        try:
+            while True:
+                try:
+                    self._stream(walsender)
+                except (ConnectError, psycopg.OperationalError) as error:
+                    if not is_lost(error):
+                        raise
+                    walsender = self._after_loss(error)
+        except _End:
+            self._end_well()
+            raise
 
     def _open(self, *, row_security: bool = True) -> psycopg.Connection:
         connection = sql_connection.connect(self._run.target, "pgrepl tail", row_security=row_security)
         self._resources.callback(connection.close)
         return connection
 
-    def _wait_for_old_slot(self, admin: psycopg.Connection) -> None:
-        """Give the server time to notice that the last attempt's connection, and so its slot, is gone."""
-        query = "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
-        give_up = time.monotonic() + _OLD_SLOT_PATIENCE
-        while (
-            self._run.slot_name
-            and time.monotonic() < give_up
-            and admin.execute(query, [self._run.slot_name]).fetchone()
-        ):
+    def _wait_for_old_slot(self) -> None:
+        """Give the server time to notice that the last session's connection, and so its temporary slot, is gone."""
+        query = "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = %s AND temporary"
+        give_up = time.monotonic() + _SLOT_PATIENCE
+        name = self._run.slot_name
+        while name and time.monotonic() < give_up and self._admin.execute(query, [name]).fetchone():
             self._run.pause(_STEP / 4)
 
-    def _building(self, admin: psycopg.Connection, walsender: Walsender, waited: float) -> None:
-        """While the slot is being built: end when told to, and say who makes it wait."""
-        self._run.check_end()
-        now = time.monotonic()
-        if waited < _TELL_BLOCKERS_AFTER or now - self._run.told_blockers < _TELL_BLOCKERS_EVERY:
-            return
-        self._run.told_blockers = now
-        found = blockers.of_backend(admin, walsender.pid)
-        what = "; ".join(str(blocker) for blocker in found) or "transactions that are still running"
-        self._observer.warning(
-            f"the slot cannot be built yet, for {waited:.0f} s now it waits for {what}",
-            hint="it goes on by itself when they end",
+    def _begin(self, facts: Server, tables: list[PublishedTable]) -> Walsender:
+        """Decide where to begin, make the slot where there is none, and set up the core."""
+        name = self._options.slot or f"pgrepl_tmp_{os.getpid()}_{secrets.token_hex(4)}"
+        self._identity = Identity(
+            facts.system_identifier or "", facts.timeline or 0, name, ",".join(self._options.publications)
+        )
+        state = self._run.store.load() if self._persistent else StoredState()
+        how = self._resume(state, facts)
+        if how.how == "fresh":
+            return self._fresh(name, tables)
+        assert how.position is not None
+        if how.how == "take_over":
+            self._observer.notice(f"slot {name} is there and no position is stored: going on from {how.position}")
+            self._store(lambda: self._run.store.begin(self._identity, how.position or Lsn(0), ()))
+        stored = {oid: _state(table) for oid, table in state.tables.items()}
+        return self._resumed(how.position, stored, tables, state.copies)
+
+    def _resume(self, state: StoredState, facts: Server) -> resume.Resume:
+        if not self._persistent:
+            return resume.Resume("fresh", None)
+        slot = next((slot for slot in slots.all_of(self._admin) if slot.name == self._options.slot), None)
+        found = None
+        if slot is not None:
+            if slot.database != facts.database:
+                raise OperationError(
+                    f"the slot {slot.name} belongs to database {slot.database}", hint="connect to that database"
+                )
+            found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.lost, slot.verdict.text if slot.lost else None)
+        wal_end, _ = server.wal_ends(self._admin)
+        return resume.decide(
+            state, found, self._identity, wal_end, accept_slot_position=self._options.accept_slot_position
         )
 
-    def _end_position(self, admin: psycopg.Connection) -> Lsn | None:
-        if self._options.until != "now":
-            return self._options.until
-        # An asynchronous commit is in the WAL before it is flushed, and the stream has what is flushed.
-        give_up = time.monotonic() + _FLUSH_PATIENCE
-        flushed, wanted = server.wal_ends(admin)
-        while flushed < wanted and time.monotonic() < give_up:
-            time.sleep(_STEP / 10)
-            flushed, _ = server.wal_ends(admin)
-        return flushed
+    def _fresh(self, name: str, tables: list[PublishedTable]) -> Walsender:
+        """Make the slot and take the snapshot that it exports."""
+        options = self._options
+        copy = options.snapshot != "never"
+        if copy and self._run.slot_name is None and not self._observer.may_copy(tables):
+            raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
+        walsender = self._walsender(name)
+        slot = walsender.create_slot(name, temporary=not self._persistent, waiting=self._building(walsender))
+        self._run.slot_name = name
+        try:
+            prepared = self._prepare(slot, tables) if copy else None
+        except BaseException as error:
+            if self._persistent:
+                # Nothing is stored of it yet, and nobody else can know it.
+                walsender.drop_slot(name)
+            if isinstance(error, SnapshotUnusable):
+                raise _StartAgain(str(error)) from None
+            raise
+        published = prepared.tables if prepared else tables
+        self._store(lambda: self._run.store.begin(self._identity, slot.consistent_point, [t.oid for t in published]))
+        phase = Phase.DATA_SYNC if copy else Phase.READY
+        states = {table.oid: TableState(phase) for table in published}
+        self._known = dict(prepared.known) if prepared else {}
+        self._setup_core(states, slot.consistent_point, {})
+        if prepared is not None:
+            for table in published:
+                self._perform(self._core.copy_begins(table.oid, slot.consistent_point))
+            self._expect_copies(published)
+            self._copier.run(prepared)
+        return walsender
 
-    def _import(self, slot: CreatedSlot, before: list[PublishedTable]) -> tuple[Snapshot, list[PublishedTable]]:
-        """Open the slot's snapshot and hold its tables, as the snapshot itself sees publications and tables."""
+    def _prepare(self, slot: CreatedSlot, before: list[PublishedTable]) -> Prepared:
         if slot.snapshot_name is None:
             raise SnapshotUnusable("the server exported no snapshot with the slot")
-        snapshot = Snapshot(self._open(row_security=False), slot.snapshot_name)
-        published = snapshot.published(self._options.publications)
-        tables = self._options.selection.of(published, self._options.publications)
-        if [_published(table) for table in tables] != [_published(table) for table in before]:
-            raise SnapshotUnusable("the publication was changed while the snapshot was taken")
-        snapshot.hold(tables)
-        return snapshot, tables
+        return self._copier.prepare(slot.snapshot_name, slot.consistent_point, None, before)
 
-    def _copy(
+    def _resumed(
         self,
-        snapshot: Snapshot,
+        position: Lsn,
+        stored: dict[int, TableState],
         tables: list[PublishedTable],
-        known: dict[int, Table],
-        snapshot_lsn: Lsn,
-        receiver: Receiver | None,
-    ) -> None:
-        progress = self._progress
-        progress.phase, progress.tables, progress.tables_done, progress.rows_copied = "copying", len(tables), 0, 0
-        progress.rows_to_copy = sum(table.rows or 0 for table in tables)
-        for published in tables:
-            table = known[published.oid]
-            attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
-            self._emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
-            count = 0
-            try:
-                for rows in snapshot.copy(published):
-                    for row in rows:
-                        self._emit(events.Read(table, row, snapshot_lsn))
-                    count += len(rows)
-                    progress.rows_copied += len(rows)
-                    self._between_rows(receiver)
-            except psycopg.Error as error:
-                if is_lost(error):
-                    raise
-                raise sql_connection.server_error(error, f"cannot copy {table.qualified}") from None
-            self._emit(events.SnapshotEnd(table, attempt, count, snapshot_lsn))
-            progress.tables_done += 1
-        self._output.write()
-        self._run.check_end()
-        if receiver is not None:
-            receiver.check()
+        copies: Mapping[int, int],
+    ) -> Walsender:
+        """Go on from a stored position; what was being copied is copied again."""
+        name = self._identity.slot
+        self._run.slot_name = name
+        self._setup_core(stored, position, copies)
+        if self._options.snapshot == "never":
+            for table in tables:
+                self._core.tables.setdefault(table.oid, TableState(Phase.READY))
+        self._removed = {oid: server.wal_ends(self._admin)[0] for oid in self._core.tables_now(t.oid for t in tables)}
+        due = [table for table in tables if self._core.tables[table.oid].phase is Phase.INIT]
+        if due and not self._observer.may_copy(due):
+            raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
+        self._expect_copies(due)
+        return self._walsender(name)
 
-    def _between_rows(self, receiver: Receiver | None) -> None:
-        # A copy that is cut short has no snapshot_end, so nobody takes its rows for the table.
-        self._run.check_end()
-        # Without its stream the copy is worth nothing: a new attempt may as well begin now.
-        if receiver is not None:
-            receiver.check()
-        if self._output.full:
+    def _setup_core(self, states: dict[int, TableState], position: Lsn, copies: Mapping[int, int]) -> None:
+        self._run.copies.update(copies)
+        output_position = None
+        sink = self._run.sink
+        if self._persistent and isinstance(sink, FileSink):
+            held = sink.adopt(self._identity.system_identifier, self._identity.slot, self._options.format_name)
+            for oid, count in held.copies.items():
+                self._run.copies[oid] = max(self._run.copies.get(oid, 0), count)
+            # Shared with the sidecar, which is written with each sync.
+            held.copies = self._run.copies
+            output_position = held.position or None
+        # The memory store costs nothing, so nothing is saved up for it.
+        eager = {} if self._persistent else {"store_interval": 0.0, "idle_bytes": 0}
+        self._core = Core(states, position, output_position, **eager)  # type: ignore[arg-type]
+        self._done()
+        until = self._options.until
+        self._until = self._now() if until == "now" else until
+
+    def _expect_copies(self, tables: Collection[PublishedTable]) -> None:
+        if tables:
+            self._progress.phase = "copying"
+            self._progress.tables += len(tables)
+            self._progress.rows_to_copy += sum(table.rows or 0 for table in tables)
+
+    def _walsender(self, slot: str) -> Walsender:
+        walsender = Walsender.open(self._run.target, f"pgrepl tail ({slot})")
+        self._resources.callback(walsender.close)
+        # Asked now: after the slot's creation the next command ends the export of its snapshot.
+        self._silence = walsender.wal_sender_timeout()
+        return walsender
+
+    def _building(self, walsender: Walsender) -> Callable[[float], None]:
+        """While the slot is being built: end when told to, and say who makes it wait."""
+
+        def waiting(waited: float) -> None:
+            self._run.check_end()
+            now = time.monotonic()
+            if waited < _TELL_BLOCKERS_AFTER or now - self._run.told_blockers < _TELL_BLOCKERS_EVERY:
+                return
+            self._run.told_blockers = now
+            found = blockers.of_backend(self._admin, walsender.pid)
+            what = "; ".join(str(blocker) for blocker in found) or "transactions that are still running"
+            self._observer.warning(
+                f"the slot cannot be built yet, for {waited:.0f} s now it waits for {what}",
+                hint="it goes on by itself when they end",
+            )
+
+        return waiting
+
+    def _now(self) -> Lsn:
+        # An asynchronous commit is in the WAL before it is flushed, and the stream has what is flushed.
+        give_up = time.monotonic() + _FLUSH_PATIENCE
+        flushed, wanted = server.wal_ends(self._admin)
+        while flushed < wanted and time.monotonic() < give_up:
+            time.sleep(_STEP / 10)
+            flushed, _ = server.wal_ends(self._admin)
+        return flushed
+
+    # The stream.
+
+    def _stream(self, walsender: Walsender) -> None:
+        """Read the stream over one connection, to its end or that of the run."""
+        options = self._options
+        only = options.snapshot == "only"
+        if not only:
+            guard = self._open()
+            self._start_replication(walsender)
+            self._receiver = Receiver(
+                walsender, self._core.resume_position(), wal_sender_timeout=self._silence, guard=guard.pgconn
+            )
+            receiver = self._receiver
+            self._resources.callback(receiver.close)
+            receiver.start()
+            if self._until is not None:
+                receiver.ask_for_keepalives()
+        else:
+            walsender.close()
+        self._run.delay = _FIRST_RETRY
+        while True:
+            if only and not self._core.copying:
+                raise _End("snapshot")
+            self._end_between()
+            payloads = self._receive()
+            while (news := self._inbox.take()) is not None:
+                self._copied(news)
+            if payloads is not None:
+                self._payloads(payloads)
             self._output.write()
-        self._observer.progress(self._progress)
+            self._output.tick()
+            self._perform(self._core.durable(self._output.durable(), time.monotonic()))
+            self._forget_removed()
+            self._refresh_when_due()
+            self._progress.phase = "copying" if self._core.copying else "streaming"
+            self._progress.spooled = self._run.spool.used
+            self._observer.progress(self._progress)
 
-    def _stream(
-        self, admin: psycopg.Connection, receiver: Receiver, known: dict[int, Table], until: Lsn | None
-    ) -> Reason:
-        changes = Changes(
-            lambda relation, transaction: relations.resolve(admin, relation, transaction.xid),
-            printed=_Printed(known, self._options.selection),
-            known=known,
-            transactions=self._options.transactions,
-            appeared=self._appeared,
-        )
-        self._progress.phase = "streaming"
-        if until is not None:
-            receiver.ask_for_keepalives()
-        try:
-            while True:
-                self._end_between(changes)
-                payloads = receiver.batch(self._patience())
-                self._progress.received = receiver.received
-                if payloads is None:
-                    self._output.tick()
-                else:
-                    self._payloads(changes, payloads, until)
-                    self._output.write()
-                receiver.confirm(self._output.durable())
-                self._observer.progress(self._progress)
-        except _End:
-            self._output.close()
-            receiver.confirm(self._output.durable())
-            raise
-        except (ConnectionLost, psycopg.Error) as error:
-            if not is_lost(error):
-                raise
+    def _receive(self) -> list[bytes] | None:
+        if self._receiver is None:
+            self._run.pause(_STEP / 10)
+            return None
+        if self._run.spool.full:
+            # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive.
+            self._receiver.check()
+            time.sleep(_STEP / 4)
+            return None
+        payloads = self._receiver.batch(self._patience())
+        self._progress.received = self._receiver.received
+        return payloads
+
+    def _start_replication(self, walsender: Walsender) -> None:
+        """Start, waiting for a while for another walsender on the slot to end, which may be one of ours that died."""
+        position = self._core.resume_position()
+        give_up = time.monotonic() + _HOLDER_PATIENCE
+        while True:
+            try:
+                walsender.start_replication(self._identity.slot, position, self._options.publications)
+                return
+            except OperationError as error:
+                if error.sqlstate != "55006" or time.monotonic() >= give_up:
+                    raise
+            self._run.pause(_STEP)
+
+    def _after_loss(self, error: Exception) -> Walsender:
+        """Deal with a lost connection: find another, or end where the slot is lost with it."""
+        self._changes.broken_off()
+        self._router.broken_off()
+        self._core.connection_lost()
+        self._receiver = None
+        if not self._persistent:
+            if self._core.copying:
+                raise _StartAgain(one_line(error))
             # What has been read is printed, also the beginning of a transaction that did not arrive whole.
             self._output.close()
             raise PositionError(
                 f"{one_line(error)}; the temporary slot is gone with it,"
                 f" and changes from {self._output.printed} on cannot be read any more",
-                hint="start again: a new snapshot is taken, and changes in between are not seen",
-                sqlstate=error.sqlstate,
+                hint="start again: a new snapshot is taken, and changes in between are not seen;"
+                " --store postgres keeps the position",
+                sqlstate=getattr(error, "sqlstate", None),
             ) from None
+        told = False
+        while True:
+            delay = self._run.next_delay()
+            if not told:
+                self._observer.warning(f"{one_line(error)}; connecting again")
+                told = True
+            self._pause_writing(delay)
+            try:
+                self._admin = self._open()
+                facts = preflight.check_server(self._admin, slots=0)
+                self._check_same(facts)
+                walsender = self._walsender(self._identity.slot)
+            except (ConnectError, psycopg.OperationalError) as again:
+                if not is_lost(again):
+                    raise
+                continue
+            self._observer.notice(f"connected again, going on from {self._core.resume_position()}")
+            return walsender
+
+    def _pause_writing(self, seconds: float) -> None:
+        """Wait, but let copies that are still going on be printed."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._run.check_end()
+            while (news := self._inbox.take()) is not None:
+                self._copied(news)
+            self._output.write()
+            self._output.tick()
+            time.sleep(_STEP / 4)
+
+    def _check_same(self, facts: Server) -> None:
+        """Make sure that what answers now is the server, and the slot, that the connection was lost to."""
+        if facts.system_identifier != self._identity.system_identifier:
+            raise PositionError(
+                f"the server is {facts.system_identifier} now, it was {self._identity.system_identifier}",
+                hint="another server answers at this address",
+            )
+        slot = next((slot for slot in slots.all_of(self._admin) if slot.name == self._identity.slot), None)
+        if slot is None or slot.lost or slot.confirmed_flush_lsn is None:
+            raise PositionError(
+                f"the slot {self._identity.slot} {'is gone' if slot is None else 'is lost'},"
+                f" and changes from {self._core.done} on with it",
+                hint="reset the state of all tables ('pgrepl state reset --all') and take a new snapshot",
+            )
+        if slot.confirmed_flush_lsn > self._core.done:
+            raise PositionError(
+                f"the slot {slot.name} is at {slot.confirmed_flush_lsn}, beyond {self._core.done}: somebody else read it",
+                hint="changes in between are gone; take a new snapshot",
+            )
 
     def _patience(self) -> float:
         if self._run.deadline is None:
             return _STEP
         return max(0.0, min(_STEP, self._run.deadline - time.monotonic()))
 
-    def _end_between(self, changes: Changes) -> None:
+    def _nudge(self) -> None:
+        receiver = self._receiver
+        if receiver is not None:
+            receiver.nudge()
+
+    def _end_between(self) -> None:
         """End the run for a signal or the clock, now or with the transaction that is open."""
         self._finish = self._finish or self._run.ending()
-        if self._finish is not None and changes.transaction is None:
+        if self._finish is not None and not self._core.in_transaction:
             raise _End(self._finish)
 
-    def _payloads(self, changes: Changes, payloads: list[bytes], until: Lsn | None) -> None:
+    def _payloads(self, payloads: list[bytes]) -> None:
         for payload in payloads:
             framed = parse_copy_data(payload)
             if isinstance(framed, Keepalive):
-                if changes.transaction is None:
+                if not self._core.in_transaction:
                     # All that the server had to send before wal_end has come, and has been handled.
-                    self._done(framed.wal_end)
-                    if until is not None and framed.wal_end >= until:
-                        raise _End("until")
+                    self._perform(self._core.keepalive(framed.wal_end))
+                    self._done()
+                    self._end_at(framed.wal_end)
                 continue
             message = decode(framed.data)
-            if type(message) is messages.Begin and until is not None and message.final_lsn >= until:
-                raise _End("until")
-            for event in changes.apply(framed.start, message):
-                self._emit(event)
-            if type(message) is messages.Commit:
-                self._done(message.end_lsn)
+            kind = type(message)
+            if kind is messages.Begin:
+                assert isinstance(message, messages.Begin)
+                self._end_at(message.final_lsn)
+                self._changes.apply(framed.start, message)
+                self._core.begin(message.final_lsn)
+                transaction = self._changes.transaction
+                assert transaction is not None
+                self._router.begin(transaction)
+                continue
+            for event in self._changes.apply(framed.start, message):
+                self._router.route(event)
+            if kind is messages.Commit:
+                assert isinstance(message, messages.Commit)
+                self._router.commit(message.end_lsn)
                 self._progress.transactions += 1
-                self._end_between(changes)
+                actions = self._core.commit(message.end_lsn)
+                self._done()
+                self._perform(actions)
+                self._end_between()
             if self._output.full:
                 self._output.write()
 
-    def _appeared(self, table: Table) -> None:
-        if self._options.snapshot != "never":
-            self._observer.warning(
-                f"{table.qualified} was not there when the snapshot was taken:"
-                " its changes are printed, older rows are not"
-            )
+    def _end_at(self, position: Lsn) -> None:
+        if self._until is not None and position >= self._until and not self._core.copying:
+            raise _End("until")
 
-    def _done(self, position: Lsn) -> None:
-        self._output.done(position)
-        self._progress.position = max(self._progress.position, position)
+    def _done(self) -> None:
+        if self._core.at_boundary:
+            self._output.boundary(self._core.done)
+        self._progress.position = self._core.done
 
-    def _emit(self, event: Event) -> None:
-        if not self._output.emit(event):
-            return
+    def _row_printed(self, _event: Event) -> None:
         self._progress.rows += 1
         limit = self._options.limit
-        if limit is not None and self._output.rows >= limit:
-            if self._options.exact_limit or isinstance(event, events.Read):
+        if limit is not None and self._progress.rows >= limit:
+            if self._options.exact_limit:
                 raise _End("limit")
             self._finish = "limit"
 
+    # Copies.
 
-class _Printed:
-    """Tables of the snapshot stay wanted under whatever name; one that is new is judged by its name."""
+    def _copied(self, news: copying.News) -> None:
+        """Take in what a copy has to tell."""
+        if not self._persistent and self._receiver is not None:
+            # Without its stream the copy is worth nothing: another may as well begin now.
+            self._receiver.check()
+        match news:
+            case copying.Begins(table, snapshot_lsn):
+                if table.oid not in self._core.tables:
+                    return
+                attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
+                self._changes.knows(table)
+                self._perform(self._core.copy_begins(table.oid, snapshot_lsn))
+                if self._until is not None:
+                    self._until = max(self._until, snapshot_lsn)
+                self._store(lambda: self._run.store.schema(table, Lsn(0)))
+                self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
+            case copying.Rows(oid, lines, count):
+                if oid in self._core.tables:
+                    self._rows(lines, count)
+            case copying.Ends(table, snapshot_lsn, rows):
+                if table.oid not in self._core.tables:
+                    return
+                attempt = self._run.copies[table.oid]
+                self._output.emit(events.SnapshotEnd(table, attempt, rows, snapshot_lsn))
+                self._progress.tables_done += 1
+                self._perform(self._core.copy_ends(table.oid))
+            case copying.Lost(oids, reason):
+                self._observer.warning(f"{reason}; the copy begins again")
+                if not self._persistent and self._receiver is None:
+                    raise _StartAgain(reason)
+                for oid in oids:
+                    if oid in self._core.tables:
+                        self._perform(self._core.copy_lost(oid))
+            case copying.Gone(oids):
+                for oid in oids:
+                    self._perform(self._core.forget(oid))
+            case copying.Failed(oid, error):
+                if not self._persistent:
+                    raise error
+                self._observer.warning(f"{error}; the stream goes on without this table", hint=error.hint)
+                self._store(lambda: self._run.store.errored(oid, str(error), error.hint))
+                self._perform(self._core.copy_failed(oid))
+        self._done()
+        if self._output.full:
+            self._output.write()
 
-    def __init__(self, known: dict[int, Table], selection: Selection) -> None:
-        self._known = frozenset(known)
-        self._selection = selection
+    def _rows(self, lines: bytes, count: int) -> None:
+        limit = self._options.limit
+        if limit is not None and self._progress.rows + count >= limit:
+            wanted = limit - self._progress.rows
+            kept = b"".join(lines.splitlines(keepends=True)[:wanted])
+            self._output.add(kept)
+            self._progress.rows += wanted
+            raise _End("limit")
+        self._output.add(lines)
+        self._progress.rows += count
+        self._progress.rows_copied += count
+        self._run.check_end()
 
-    def __call__(self, table: Table) -> bool:
-        return table.oid in self._known or self._selection.wants(table)
+    # What the core decides.
+
+    def _perform(self, actions: list[Action]) -> None:
+        store = self._run.store
+        for action in actions:
+            match action:
+                case MarkCopying(tables):
+                    self._store(lambda tables=tables: store.copying(tables))  # type: ignore[misc]
+                case Copy(tables):
+                    self._copier.copy(tables)
+                case DropSpool(table, before):
+                    self._run.spool.drop(table, before)
+                case HandOver(tables):
+                    self._hand_over(tables)
+                case StoreReady(tables, position):
+                    self._store(lambda t=tables, p=position: store.ready(t, p))  # type: ignore[misc]
+                    self._perform(self._core.stored_at(position))
+                case StoreCaughtUp(tables):
+                    self._store(lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
+                case StorePosition(position):
+                    self._store(lambda p=position: store.position(p))  # type: ignore[misc]
+                    self._perform(self._core.stored_at(position))
+                case Confirm(position):
+                    if self._receiver is not None:
+                        self._receiver.confirm(position)
+
+    def _hand_over(self, tables: tuple[int, ...]) -> None:
+        """Print what was spooled of tables whose copy is done, and make it durable, before their changes go straight."""
+        for table in tables:
+            for line in self._run.spool.lines(table):
+                self._output.add(line)
+                if self._output.full:
+                    self._output.write()
+            self._run.spool.drop(table, None)
+        self._output.boundary(self._core.done)
+        self._output.sync()
+        self._perform(self._core.handed_over())
+
+    def _store(self, work: Callable[[], _T]) -> _T:
+        """Do something in the store; one that is away is tried again, while the stream's connection is kept alive."""
+        give_up = time.monotonic() + self._options.output_timeout
+        told = False
+        while True:
+            try:
+                return work()
+            except psycopg.OperationalError as error:
+                if not is_lost(error) or time.monotonic() >= give_up:
+                    raise
+                if not told:
+                    self._observer.warning(
+                        f"the store is away: {one_line(error)}; nothing is confirmed until it is back"
+                    )
+                    told = True
+            except ConnectError:
+                if time.monotonic() >= give_up:
+                    raise
+            self._run.pause(_FIRST_RETRY)
+
+    # Tables that come and go.
+
+    def _wants(self, table: Table) -> bool:
+        """Tables of the state stay wanted under whatever name; one that is new is judged by its name."""
+        return table.oid in self._core.tables or self._options.selection.wants(table)
+
+    def _appeared(self, table: Table) -> None:
+        if table.oid in self._core.tables:
+            return
+        if self._options.snapshot == "never":
+            self._core.tables[table.oid] = TableState(Phase.READY)
+            return
+        self._observer.notice(f"{table.qualified} has come into the publication")
+        self._run.refresh = True
+
+    def _refresh_when_due(self) -> None:
+        now = time.monotonic()
+        if self._options.refresh is not None and now >= self._next_refresh:
+            due = self._next_refresh > 0
+            self._next_refresh = now + self._options.refresh
+            self._run.refresh = self._run.refresh or due
+        if not self._run.refresh or self._core.in_transaction:
+            return
+        self._run.refresh = False
+        read_at, _ = server.wal_ends(self._admin)
+        tables = preflight.check_publications(self._admin, self._options.publications, self._options.selection)
+        for oid in self._core.tables_now(table.oid for table in tables):
+            self._removed.setdefault(oid, read_at)
+        if self._options.snapshot != "never":
+            self._expect_copies([t for t in tables if self._core.tables[t.oid].phase is Phase.INIT])
+            self._perform(self._core.copies_due())
+
+    def _forget_removed(self) -> None:
+        """Remove tables that left the publication, once the stream is past the point at which they were missing."""
+        for oid, read_at in list(self._removed.items()):
+            if self._core.stored >= read_at:
+                del self._removed[oid]
+                self._store(lambda oid=oid: self._run.store.forget(oid))  # type: ignore[misc]
+                self._perform(self._core.forget(oid))
+
+    # The end.
+
+    def _end_well(self) -> None:
+        """Make what was printed durable, store it, and say it to the server as the last word."""
+        self._output.close()
+        self._perform(self._core.durable(self._output.durable(), time.monotonic(), at_once=True))
 
 
-def _published(table: PublishedTable) -> tuple[object, ...]:
-    return table.oid, table.schema, table.name, table.columns, table.row_filter
+def _state(stored: StoredTable) -> TableState:
+    match stored.phase:
+        case "ready":
+            return TableState(Phase.READY)
+        case "sync_done":
+            return TableState(Phase.SYNC_DONE, stored.lsn)
+        case "errored":
+            return TableState(Phase.ERRORED)
+        case _:
+            return TableState(Phase.INIT)

@@ -1,9 +1,10 @@
 """A small model of the world around the engine's core, driven by one seed, so that a failure can be played again.
 
-The server has a WAL with interleaved transactions, a publication to which tables are added and from which they are taken,
-snapshots, and a slot whose confirmed position goes back when the server crashes. The output is a file with a sidecar, of which
-only what was synced is sure to survive, or a pipe. The store keeps what was committed to it. The client is the engine's real
-core with the thinnest of drivers: a generator that can be dropped, which is a crash, at every ``yield``.
+The server has a WAL with interleaved transactions, a publication to which tables are added and from which they are
+taken, snapshots, and a slot whose confirmed position goes back when the server crashes. The output is a file with a
+sidecar, of which only what was synced is sure to survive, or a pipe. The store keeps what was committed to it. The
+client is the engine's real core with the thinnest of drivers: a generator that can be dropped, which is a crash, at
+every ``yield``.
 
 Every change has a number of its own, so that at the end it can be told which are missing, doubled or out of order.
 """
@@ -25,6 +26,7 @@ from pgrepl.engine.core import (
     HandOver,
     MarkCopying,
     Phase,
+    StoreCaughtUp,
     StorePosition,
     StoreReady,
     TableState,
@@ -213,6 +215,7 @@ class Client:
         self.finishing = False
         self.spool: dict[int, list[Record]] = {}
         self.tasks: list[Iterator[None]] = []
+        self.seq = 0
         self.ended: list[int] = []
         self.removed: dict[int, Lsn] = {}
         # Where the output was between transactions: so many records, and everything before this position.
@@ -229,8 +232,9 @@ class Client:
                 published = set(server.published)
                 yield
                 point = yield from self._slot()
-                # A transaction may have written to a table before it was published and commit after the slot's point, where
-                # neither snapshot nor stream have it. So tables must have been published before the slot was begun.
+                # A transaction may have written to a table before it was published and commit after the slot's point,
+                # where neither snapshot nor stream have it. So tables must have been published before the slot was
+                # begun.
                 if published == server.published:
                     break
             server.keep_slot(point)
@@ -308,10 +312,11 @@ class Client:
             actions = core.keepalive(subject)
         elif kind == "begin":
             core.begin(subject.commit_lsn)
+            self.seq = 0
             return
         elif kind == "change":
-            seq = core.seq
-            decision = core.change(table)
+            seq, self.seq = self.seq, self.seq + 1
+            decision = core.decide(table, seq)
             record = Record("change", table, number, subject.commit_lsn, seq)
             if decision is Decision.EMIT:
                 self.output.content.append(record)
@@ -377,6 +382,10 @@ class Client:
                     self.store.position = max(position, self.store.position or position)
                     yield
                     yield from self._perform(core, core.stored_at(position))
+                case StoreCaughtUp(tables):
+                    for oid in tables:
+                        self.store.tables[oid] = (Phase.READY, None)
+                    yield
                 case StorePosition(position):
                     self.store.position = max(position, self.store.position or position)
                     yield
