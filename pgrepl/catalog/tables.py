@@ -18,8 +18,14 @@ class ColumnDescription:
     type_modifier: int
     type_name: str
     nullable: bool
-    in_primary_key: bool
     in_identity_index: bool
+    # Its place in the primary key, from 1; None for a column that is not in it.
+    primary_key_place: int | None
+
+    @property
+    def in_primary_key(self) -> bool:
+        """Whether the column is part of the primary key."""
+        return self.primary_key_place is not None
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class TableDescription:
 _DESCRIBE = """
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
        a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       coalesce(a.attnum = ANY (p.key), false), coalesce(a.attnum = ANY (r.key), false)
+       coalesce(a.attnum = ANY (r.key), false), pg_catalog.array_position(p.key, a.attnum)
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -440,7 +440,7 @@ class _Session:
         self._run.copies.update(copies)
         output_position = None
         sink = self._run.sink
-        if self._persistent and isinstance(sink, FileSink):
+        if isinstance(sink, FileSink) and not isinstance(self._run.store, MemoryStore):
             held = sink.adopt(self._identity.system_identifier, self._identity.slot, self._options.format_name)
             for oid, count in held.copies.items():
                 self._run.copies[oid] = max(self._run.copies.get(oid, 0), count)
