@@ -62,7 +62,7 @@ class Mirror:
             self._clear(line["table"])
         elif op in ("insert", "update", "delete", "read"):
             self._row(op, line["table"], line)
-        if "commit_lsn" in line:
+        if "commit_lsn" in line and op != "message":
             high, low = (int(half, 16) for half in line["commit_lsn"].split("/"))
             place = (high, low, line["seq"])
             for table in line.get("tables", [line]):
