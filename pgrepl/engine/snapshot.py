@@ -21,6 +21,7 @@ _NO_SNAPSHOT = (
     psycopg.errors.UndefinedObject,
     psycopg.errors.ObjectNotInPrerequisiteState,
 )
+_RENAMED = (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable)
 _NOT_LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.UndefinedTable)
 
 
@@ -79,14 +80,20 @@ class Snapshot:
         replaced = set(replaced_since_snapshot(self._connection, [table.oid for table in tables]))
         if replaced:
             names = ", ".join(table.qualified for table in tables if table.oid in replaced)
-            raise SnapshotUnusable(f"{names} was truncated, rewritten or dropped while the snapshot was taken")
+            raise SnapshotUnusable(f"{names} was truncated, rewritten, renamed or dropped while the snapshot was taken")
 
     def read(self, unit: Unit) -> Iterator[list[Row]]:
-        """Read the rows of a unit, some at a time."""
+        """Read the rows of a unit, some at a time.
+
+        Raises SnapshotUnusable when the table or a column has another name by now, or is gone.
+        """
         rows = CopyRows(len(unit.table.columns))
-        with self._connection.cursor().copy(unit.query()) as stream:
-            for block in stream:
-                yield rows.feed(bytes(block))
+        try:
+            with self._connection.cursor().copy(unit.query()) as stream:
+                for block in stream:
+                    yield rows.feed(bytes(block))
+        except _RENAMED as error:
+            raise SnapshotUnusable(f"{unit.table.qualified} was changed: {error.diag.message_primary}") from None
         rows.finish()
         if unit.table.oid not in self._held:
             self.verify([unit.table])
