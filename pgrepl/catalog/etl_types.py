@@ -76,7 +76,7 @@ _NAMES = {
 
 def names(connection: psycopg.Connection, oids: Collection[int]) -> dict[int, str]:
     """Name types as supabase/etl does: users' types are TEXT, built-in ones without a name of their own UNKNOWN(…)."""
-    found = {oid: "TEXT" for oid in oids}
+    found = dict.fromkeys(oids, "TEXT")
     query = "SELECT t.oid, t.typname::text FROM pg_catalog.pg_type t WHERE t.oid = ANY (%s::oid[])"
     for oid, name in connection.execute(query, [[oid for oid in oids if oid < FIRST_UNSTABLE_OID]]):
         found[oid] = _NAMES.get(name, f"UNKNOWN({name})")

@@ -105,7 +105,7 @@ def lockable(connection: psycopg.Connection, oids: Collection[int]) -> set[int]:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A table that holds rows: the published table itself or a partition of it; ``readable`` by SELECT on the whole of it."""
+    """A table that holds rows: a published table or a partition of it; ``readable`` by SELECT on all of it."""
 
     table: int
     oid: int

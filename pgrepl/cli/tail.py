@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
     from pgrepl.catalog.publications import PublishedTable
-    from pgrepl.engine.pipeline import Outcome, Pipeline, Progress
     from pgrepl.conninfo import ConnectionTarget
+    from pgrepl.engine.pipeline import Outcome, Pipeline, Progress
     from pgrepl.formats import Format
     from pgrepl.sinks import Sink
     from pgrepl.sinks.file import Existing

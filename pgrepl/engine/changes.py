@@ -27,7 +27,8 @@ class Changes:
 
     ``resolve`` builds a Table from a Relation message in a transaction. ``printed`` says whether a table's changes are
     wanted; those of other tables are counted all the same, so that ``seq`` does not depend on what is asked for.
-    ``known`` are the versions that snapshots were read with. ``appeared`` is told of a table that was not known, when its first change is near.
+    ``known`` are the versions that snapshots were read with. ``appeared`` is told of a table that was not known, when
+    its first change is near.
     """
 
     def __init__(

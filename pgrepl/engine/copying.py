@@ -1,7 +1,7 @@
 """Copies beside the stream: workers on one snapshot, whose rows come to the apply loop as finished lines.
 
-Nothing here decides anything. What happens is put into an inbox, bounded in bytes, that the apply loop empties; a worker waits
-while it is full.
+Nothing here decides anything. What happens is put into an inbox, bounded in bytes, that the apply loop empties; a
+worker waits while it is full.
 """
 
 from __future__ import annotations

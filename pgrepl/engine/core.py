@@ -255,7 +255,7 @@ class Core:
         return [MarkCopying(due), Copy(due)]
 
     def copy_begins(self, table: int, snapshot_lsn: Lsn) -> list[Action]:
-        """Take note at which position the copy of a table is consistent; what the snapshot holds need not be printed again."""
+        """Take note at which position the copy of a table is consistent; what the snapshot holds is not repeated."""
         self.tables[table].snapshot_lsn = snapshot_lsn
         return [DropSpool(table, snapshot_lsn)]
 
@@ -265,7 +265,7 @@ class Core:
         return self._settle()
 
     def copy_lost(self, table: int) -> list[Action]:
-        """Take note that a copy cannot be finished; it begins anew with another snapshot, and the stream is spooled on."""
+        """Take note that a copy cannot be finished; it begins anew with another snapshot."""
         state = self.tables[table]
         state.snapshot_lsn, state.copied = None, False
         return [Copy((table,))]
@@ -301,7 +301,7 @@ class Core:
         return actions
 
     def handed_over(self) -> list[Action]:
-        """Take note that the spooled changes of the tables are printed and durable, and with them all up to ``done``."""
+        """Take note that the tables' spooled changes are printed and durable, and all up to ``done``."""
         tables, self._handing_over = self._handing_over, ()
         for oid in tables:
             self.tables[oid] = TableState(Phase.READY)

@@ -16,7 +16,7 @@ OLDEST_MAJOR = 16
 
 
 def check_server(connection: psycopg.Connection, *, slots: int = 1) -> Server:
-    """Check that the server can stream to this role, with so many slots and one walsender more. Raises OperationError."""
+    """Check that the server can stream to this role, with so many more slots. Raises OperationError."""
     facts = server.read(connection)
     if facts.major < OLDEST_MAJOR:
         raise OperationError(

@@ -23,8 +23,8 @@ class SlotFacts:
 class Resume:
     """How to begin.
 
-    ``fresh``: make the slot, copy all tables from its snapshot. ``take_over``: the slot is there and no position is stored; go
-    on from its confirmed position. ``resume``: go on from the stored position.
+    ``fresh``: make the slot, copy all tables from its snapshot. ``take_over``: the slot is there and no position is
+    stored; go on from its confirmed position. ``resume``: go on from the stored position.
     """
 
     how: Literal["fresh", "take_over", "resume"]
@@ -66,7 +66,7 @@ def decide(
         return Resume("take_over", slot.confirmed)
     if stored is not None and stored.timeline != server.timeline and slot.confirmed > state.position:
         raise PositionError(
-            f"the server is on timeline {server.timeline}, the state on {stored.timeline}, and the slot is ahead of the state",
+            f"timeline {server.timeline} now, {stored.timeline} in the state, and the slot is ahead of the state",
             hint="the slot did not survive the failover as it was: reset the state and take a new snapshot",
         )
     if slot.confirmed > state.position and not accept_slot_position:
@@ -91,7 +91,7 @@ def _ahead(slot: str, confirmed: Lsn, stored: Lsn) -> str:
     distance = confirmed - stored
     if distance == 1:
         return (
-            f"the slot {slot} is at {confirmed}, one byte beyond the stored position {stored}: supabase/etl was started in"
-            " between, and the server skips a transaction that commits exactly there"
+            f"the slot {slot} is at {confirmed}, one byte beyond the stored position {stored}:"
+            " supabase/etl was started in between, and the server skips a transaction that commits exactly there"
         )
-    return f"the slot {slot} is at {confirmed}, {distance} bytes beyond the stored position {stored}: changes between are gone"
+    return f"the slot {slot} is at {confirmed}, {distance} bytes beyond the stored position {stored}: a gap"

@@ -1,7 +1,7 @@
 """Where an event goes: to the output, to the spool of a table that is still being copied, or nowhere.
 
-Lines are formatted once, whichever way they go. With frames each transaction has one in the output, and in the spool one for
-each table, since the spool of a table is printed by itself.
+Lines are formatted once, whichever way they go. With frames each transaction has one in the output, and in the spool
+one for each table, since the spool of a table is printed by itself.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ UNIT_BLOCKS = 4096
 
 @dataclass(frozen=True)
 class Unit:
-    """One COPY. ``leaf`` is None for the table as a whole; blocks from ``first`` up to ``end``, which None leaves open."""
+    """One COPY: blocks from ``first`` up to ``end`` (None: all that follow) of a leaf, or of the table as a whole."""
 
     table: PublishedTable
     leaf: tuple[str, str] | None = None
@@ -48,9 +48,9 @@ class Unit:
 def plan(connection: psycopg.Connection, tables: Sequence[PublishedTable]) -> dict[int, list[Unit]]:
     """Cut tables into units, by OID of the table; each has at least one.
 
-    The last range of a leaf is open, so it does not matter that a table grows: rows that the snapshot sees are there already
-    when it is measured. A table that the role reads by column grants alone is one unit, since they do not cover ctid; so is
-    a partitioned one whose leaves it may not read by themselves.
+    The last range of a leaf is open, so it does not matter that a table grows: rows that the snapshot sees are there
+    already when it is measured. A table that the role reads by column grants alone is one unit, since they do not
+    cover ctid; so is a partitioned one whose leaves it may not read by themselves.
     """
     units: dict[int, list[Unit]] = {table.oid: [] for table in tables}
     by_oid = {table.oid: table for table in tables}

@@ -110,8 +110,8 @@ class Walsender:
     def create_slot(self, name: str, *, temporary: bool, waiting: Waiting | None = None) -> CreatedSlot:
         """Create a slot and export the snapshot that fits its consistent point.
 
-        A temporary one lives as long as this connection. The server waits for all running transactions to end. The snapshot
-        can be imported until the next command.
+        A temporary one lives as long as this connection. The server waits for all running transactions to end. The
+        snapshot can be imported until the next command.
         """
         quoted = quote_ident(check_slot_name(name))
         kind = "TEMPORARY " if temporary else ""

@@ -11,8 +11,8 @@ class Sink(Protocol):
     """Somewhere to write lines; it knows up to which position what it was given is durable.
 
     ``write`` takes whole lines and may block. ``mark`` says that the first ``written`` bytes of this run hold every
-    transaction before ``position`` whole, and of later ones nothing that counts. ``durable`` is the position of the last
-    mark that survives what the sink promises to survive.
+    transaction before ``position`` whole, and of later ones nothing that counts. ``durable`` is the position of the
+    last mark that survives what the sink promises to survive.
     """
 
     def write(self, data: bytes) -> None: ...

@@ -70,8 +70,8 @@ class FileSink:
     def adopt(self, system_identifier: str, slot: str, format_name: str) -> Sidecar:
         """Make the file ready for a run that goes on from a stored state, and give what it holds.
 
-        A new or emptied file has the position 0/0. Raises InputError for a file that is another's, and PositionError for one
-        that is shorter than its sidecar says.
+        A new or emptied file has the position 0/0. Raises InputError for a file that is another's, and PositionError
+        for one that is shorter than its sidecar says.
         """
         found = None if self._existing == "overwrite" else sidecar.read(self._path)
         if self._existing == "overwrite":
@@ -93,7 +93,7 @@ class FileSink:
             )
         elif found.system_identifier != system_identifier:
             raise PositionError(
-                f"{self._path} was written from the server {found.system_identifier}, and this one is {system_identifier}",
+                f"{self._path} was written from server {found.system_identifier}, and this is {system_identifier}",
                 hint="write to another file, or begin this one anew with --overwrite",
             )
         elif self._start < found.offset:

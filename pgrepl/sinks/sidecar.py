@@ -17,8 +17,8 @@ SUFFIX = ".pgrepl"
 class Sidecar:
     """What is known of an output file: its first ``offset`` bytes hold every transaction before ``position``.
 
-    ``system_identifier`` and ``slot`` say whose changes they are, ``format`` how they are written, and ``copies`` how often
-    each table (by OID) has been copied into it.
+    ``system_identifier`` and ``slot`` say whose changes they are, ``format`` how they are written, and ``copies`` how
+    often each table (by OID) has been copied into it.
     """
 
     offset: int
@@ -35,7 +35,7 @@ def path_of(output: Path) -> Path:
 
 
 def read(output: Path) -> Sidecar | None:
-    """Read the sidecar of an output file, None when there is none. Raises InputError for one that cannot be understood."""
+    """Read the sidecar of an output file, None when there is none. Raises InputError for a broken one."""
     path = path_of(output)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

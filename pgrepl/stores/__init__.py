@@ -24,7 +24,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class StoredTable:
-    """The state of one table; ``lsn`` belongs to ``sync_done``, ``reason`` and ``retry_at`` (ISO 8601) to ``errored``."""
+    """The state of a table; ``lsn`` belongs to ``sync_done``, ``reason`` and ``retry_at`` to ``errored``."""
 
     phase: StoredPhase
     lsn: Lsn | None = None
@@ -57,7 +57,7 @@ class Store(Protocol):
         """Store that tables are being copied, each once more than before."""
 
     def ready(self, tables: Collection[int], position: Lsn) -> None:
-        """Store that copied tables are handed over at ``position`` (finished_copy, sync_done, ready), and the position."""
+        """Store that copied tables are handed over at ``position``, and the position."""
 
     def caught_up(self, tables: Collection[int]) -> None:
         """Store that tables which another tool had left in sync_done are ready."""
@@ -69,7 +69,7 @@ class Store(Protocol):
         """Store the position."""
 
     def schema(self, table: Table, snapshot: Lsn) -> None:
-        """Store a version of a table: 0/0 for the one it was copied with, else the LSN of the message that told of it."""
+        """Store a version of a table: 0/0 for the one it is copied with, else the LSN of its message."""
 
     def forget(self, table: int) -> None:
         """Remove everything of a table that has left the publication."""

@@ -1,7 +1,7 @@
 """The state in schema ``etl`` of the source database, as supabase/etl keeps it, and one table of pgrepl's own.
 
-Table states, their history and the versions of tables are rows that both tools read and write. Where the stream is, and what it
-belongs to, stands in ``etl.pgrepl_pipelines``, which other tools ignore (docs/state.md).
+Table states, their history and the versions of tables are rows that both tools read and write. Where the stream is,
+and what it belongs to, stands in ``etl.pgrepl_pipelines``, which other tools ignore (docs/state.md).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _NO_SOLUTION = (
 class PostgresStore:
     """Keep the state of one pipeline in schema ``etl``.
 
-    Each method is one transaction. A connection that was lost is opened again by the next call; the call that lost it raises
-    psycopg's error.
+    Each method is one transaction. A connection that was lost is opened again by the next call; the call that lost it
+    raises psycopg's error.
     """
 
     def __init__(self, target: ConnectionTarget, pipeline_id: int) -> None:

@@ -135,7 +135,7 @@ class Server:
         self.crashes += 1
 
     def stream(self, start: Lsn) -> Iterator[tuple[str, Transaction | Lsn, int, int]]:
-        """Send what START_REPLICATION sends: whole transactions in commit order, and keepalives when there is nothing else.
+        """Send what START_REPLICATION sends: transactions in commit order, and keepalives beside them.
 
         Ends when the server crashes.
         """
@@ -214,7 +214,7 @@ class Client:
         self.clock = 0.0
         self.finishing = False
         self.spool: dict[int, list[Record]] = {}
-        self.tasks: list[Iterator[None]] = []
+        self.tasks: list[Generator[None, None, None]] = []
         self.seq = 0
         self.ended: list[int] = []
         self.removed: dict[int, Lsn] = {}
@@ -437,7 +437,7 @@ class Client:
                 self.ended.append(oid)
         self._boundary(core)
 
-    def _again(self, core: Core, oid: int) -> Iterator[None]:
+    def _again(self, core: Core, oid: int) -> Generator[None, None, None]:
         if oid not in core.tables:
             return
         for action in core.copy_lost(oid):
@@ -482,7 +482,7 @@ def check(server: Server, output: Output) -> None:
 def play(
     seed: int, *, pipe: bool = False, make_core: Callable[..., Core] = Core, client_type: type[Client] = Client
 ) -> None:
-    """Run one schedule: writers, a client that crashes and starts again, a server that crashes; then let all come to rest."""
+    """Run one schedule of writers and crashes on either side, and let all come to rest."""
     dice = random.Random(seed)
     server, store = Server(dice), Store()
     output = Output(dice, pipe)

@@ -1,4 +1,4 @@
-"""The promises of docs/engine.md on random schedules with crashes at any step; and that breaking a rule breaks a promise."""
+"""The promises of docs/engine.md on random schedules with crashes; and that breaking a rule breaks a promise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from pgrepl.engine.core import Action, Core, DropSpool, HandOver, StorePosition
 from pgrepl.lsn import Lsn
-from tests.engine.simulation import Client, Violation, play
+from tests.engine.simulation import Violation, play
 
 SCHEDULES = 1000
 

@@ -45,7 +45,7 @@ def _alter(connection: psycopg.Connection, dice: random.Random, number: int) -> 
     connection.execute("SET lock_timeout = '200ms'")
     for part in statement.split(";"):
         try:
-            connection.execute(part)  # type: ignore[arg-type]
+            connection.execute(part)
         except psycopg.errors.LockNotAvailable:
             return
 

@@ -61,7 +61,8 @@ def streaming(database: Database, *options: str, publication: str = "pub", user:
         seen = len(before) + 1
         # Tables are copied side by side, and come in any order.
         before = sorted(
-            (event for event in before if not _is_mark(event)), key=lambda event: (event.get("schema"), event.get("table"))
+            (event for event in before if not _is_mark(event)),
+            key=lambda event: (event.get("schema"), event.get("table")),
         )
         yield Stream(tail, connection, marks, before, seen)
 
