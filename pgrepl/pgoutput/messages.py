@@ -1,4 +1,4 @@
-"""The messages of pgoutput, protocol version 1.
+"""The messages of pgoutput, protocol versions 1 and 2.
 
 Names and fields are those of PostgreSQL documentation, Logical Replication Message Formats. LSNs are ``Lsn``, times are
 microseconds since 2000-01-01 00:00 UTC (``POSTGRES_EPOCH_US`` turns them into Unix time), OIDs and xids are unsigned.
@@ -135,3 +135,41 @@ class Message(NamedTuple):
 
 
 AnyMessage: TypeAlias = Begin | Commit | Origin | Type | Relation | Insert | Update | Delete | Truncate | Message
+
+
+class StreamStart(NamedTuple):
+    """Begin a block of changes of a transaction that has not ended; blocks are not nested, and hold no other's changes.
+
+    ``xid`` is the top-level transaction's, ``first_segment`` says that it is the transaction's first block.
+    """
+
+    xid: int
+    first_segment: bool
+
+
+class StreamStop(NamedTuple):
+    """End a block."""
+
+
+class StreamCommit(NamedTuple):
+    """End a transaction that was sent in blocks, after the last of them; the fields are those of Begin and Commit."""
+
+    xid: int
+    flags: int
+    commit_lsn: Lsn
+    end_lsn: Lsn
+    commit_time: int
+
+
+class StreamAbort(NamedTuple):
+    """Take back a subtransaction of a transaction that is sent in blocks, or with ``subxid == xid`` all of it.
+
+    Each subtransaction that was released into one that is rolled back has a message of its own.
+    """
+
+    xid: int
+    subxid: int
+
+
+StreamMessage: TypeAlias = StreamStart | StreamStop | StreamCommit | StreamAbort
+"""What only a stream of protocol version 2 has."""

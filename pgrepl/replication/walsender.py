@@ -119,16 +119,21 @@ class Walsender:
         assert point is not None
         return CreatedSlot(slot, Lsn.parse(point), snapshot)
 
-    def start_replication(self, slot: str, start: Lsn, publications: Sequence[str]) -> None:
-        """Begin to stream the slot from ``start`` in protocol version 1, logical messages included.
+    def start_replication(
+        self, slot: str, start: Lsn, publications: Sequence[str], *, protocol: int = 1, streaming: bool = False
+    ) -> None:
+        """Begin to stream the slot from ``start``, logical messages included.
 
+        With ``streaming``, which needs protocol version 2, large transactions come in blocks while they are still going
+        on; without it the server keeps them on its own disk until they commit.
         From here on the connection carries CopyData both ways, and is a Receiver's.
         """
         names = ",".join(quote_ident(name) for name in publications)
         literal = "'" + names.replace("'", "''") + "'"
         command = (
             f"START_REPLICATION SLOT {quote_ident(slot)} LOGICAL {start}"
-            f" (proto_version '1', publication_names {literal}, messages 'true')"
+            f" (proto_version '{protocol}', publication_names {literal}, messages 'true'"
+            + (", streaming 'on')" if streaming else ")")
         )
         if self._execute(command, None).status != pq.ExecStatus.COPY_BOTH:
             raise OperationError("unexpected answer to START_REPLICATION")
