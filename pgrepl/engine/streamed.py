@@ -139,21 +139,19 @@ class StreamedTransactions:
             case StreamStop():
                 self._block = None
             case StreamAbort(xid, subxid):
-                self._abort(self._transaction(xid), subxid)
+                # PostgreSQL 18 also sends it of what it found rolled back before anything had been sent.
+                if xid in self._transactions:
+                    self._abort(self._transactions[xid], subxid)
             case StreamCommit(xid):
-                transaction = self._transaction(xid)
+                if xid not in self._transactions:
+                    raise ProtocolError(f"the end of transaction {xid}, of which no block has come")
+                transaction = self._transactions[xid]
                 if transaction.not_streamable:
                     raise NotStreamable(message)
                 del self._transactions[xid]
                 self._giving = True
                 return self._whole(start, transaction, message)
         return ()
-
-    def _transaction(self, xid: int) -> _Transaction:
-        try:
-            return self._transactions[xid]
-        except KeyError:
-            raise ProtocolError(f"the end of transaction {xid}, of which no block has come") from None
 
     def _abort(self, transaction: _Transaction, subxid: int) -> None:
         if subxid == transaction.xid:

@@ -55,7 +55,7 @@ _row_head: Final = Struct(">IB").unpack_from
 _stream_start: Final = Struct(">xIB")
 _stream_stop: Final = Struct(">x")
 _stream_commit: Final = Struct(">xIBQQq")
-_stream_abort: Final = Struct(">xII")
+_stream_abort: Final = Struct(">II").unpack_from
 
 # An unsigned 64-bit number is always an LSN, so the check of the constructor would be paid for nothing.
 _lsn: Final = cast(Callable[[int], Lsn], partial(int.__new__, Lsn))
@@ -263,8 +263,8 @@ def _read_stream_commit(data: bytes) -> StreamCommit:
     return StreamCommit(xid, flags, _lsn(commit_lsn), _lsn(end_lsn), commit_time)
 
 
-def _read_stream_abort(data: bytes) -> StreamAbort:
-    return StreamAbort(*_fixed(_stream_abort, data))
+def _read_stream_abort(data: bytes) -> tuple[StreamAbort, int]:
+    return StreamAbort(*_stream_abort(data, 1)), 9
 
 
 def _fixed(form: Struct, data: bytes) -> tuple[int, ...]:
@@ -330,11 +330,11 @@ _READERS: Final[dict[int, Callable[[bytes], tuple[AnyMessage, int]]]] = {
     ord("D"): _read_delete,
     ord("T"): _read_truncate,
     ord("M"): _read_message,
+    ord("A"): _read_stream_abort,
 }
 
 _STREAM_READERS: Final[dict[int, Callable[[bytes], StreamMessage]]] = {
     _STREAM_START: _read_stream_start,
     _STREAM_STOP: _read_stream_stop,
     ord("c"): _read_stream_commit,
-    ord("A"): _read_stream_abort,
 }

@@ -134,9 +134,6 @@ class Message(NamedTuple):
     content: bytes
 
 
-AnyMessage: TypeAlias = Begin | Commit | Origin | Type | Relation | Insert | Update | Delete | Truncate | Message
-
-
 class StreamStart(NamedTuple):
     """Begin a block of changes of a transaction that has not ended; blocks are not nested, and hold no other's changes.
 
@@ -164,12 +161,19 @@ class StreamCommit(NamedTuple):
 class StreamAbort(NamedTuple):
     """Take back a subtransaction of a transaction that is sent in blocks, or with ``subxid == xid`` all of it.
 
-    Each subtransaction that was released into one that is rolled back has a message of its own.
+    Each subtransaction that was released into one that is rolled back has a message of its own. PostgreSQL 18 sends it
+    in protocol version 1 as well, between transactions, when it had put a large subtransaction on its disk and finds
+    out that it has been rolled back; it means nothing there.
     """
 
     xid: int
     subxid: int
 
 
-StreamMessage: TypeAlias = StreamStart | StreamStop | StreamCommit | StreamAbort
-"""What only a stream of protocol version 2 has."""
+AnyMessage: TypeAlias = (
+    Begin | Commit | Origin | Type | Relation | Insert | Update | Delete | Truncate | Message | StreamAbort
+)
+"""What may come in protocol version 1."""
+
+StreamMessage: TypeAlias = StreamStart | StreamStop | StreamCommit
+"""What comes in protocol version 2 only."""

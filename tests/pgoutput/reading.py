@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 
 import psycopg
+from psycopg import pq
 
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput.messages import POSTGRES_EPOCH_US
@@ -63,8 +64,10 @@ class Reader:
 
     def close(self) -> None:
         """End the connection, and with it the thread."""
+        if self._walsender.pgconn.status != pq.ConnStatus.OK:
+            return
         with psycopg.connect(self._dsn) as connection:
-            connection.execute("SELECT pg_terminate_backend(%s)", [self._walsender.pid])
+            connection.execute("SELECT pg_terminate_backend(%s, 10000)", [self._walsender.pid])
         self._thread.join(PATIENCE)
         self._walsender.close()
 

@@ -239,7 +239,7 @@ def test_round_trip_in_a_block(message: AnyMessage, xid: int) -> None:
     decoder = StreamDecoder()
     decoder.decode(bytes.fromhex(START))
     data = encode.encode(message)
-    if isinstance(message, (Begin, Commit)):
+    if isinstance(message, (Begin, Commit, StreamAbort)):
         with pytest.raises(ProtocolError):
             decoder.decode(data)
     elif isinstance(message, Origin):
@@ -259,7 +259,7 @@ def test_head(message: AnyMessage, xid: int) -> None:
         case _:
             relation = None
     assert head(data) == (data[0], None, relation)
-    if not isinstance(message, (Begin, Commit, Origin)):
+    if not isinstance(message, (Begin, Commit, Origin, StreamAbort)):
         assert head(data[:1] + xid.to_bytes(4) + data[1:], in_block=True) == (data[0], xid, relation)
 
 

@@ -1,0 +1,337 @@
+"""Transactions that come in blocks, put together, against the same ones whole."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import psycopg
+import pytest
+
+from pgrepl.engine.spool import Spool
+from pgrepl.engine.streamed import NotStreamable, StreamedTransactions
+from pgrepl.lsn import Lsn
+from pgrepl.pgoutput.decoder import decode
+from pgrepl.pgoutput.messages import (
+    AnyMessage,
+    Begin,
+    Commit,
+    Delete,
+    Insert,
+    Message,
+    Origin,
+    Relation,
+    StreamAbort,
+    Truncate,
+    Type,
+    Update,
+)
+from tests.pgoutput.capture_streamed import FILL
+from tests.pgoutput.reading import Reader, copy_of, new_slot
+from tests.servers.database import Database
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """A spool with so little memory that nearly everything goes to disk."""
+    with Spool(tmp_path / "spool", 1 << 40, memory_bytes=2000) as spool:
+        yield spool
+
+
+# What was given, comparable: rows with the Relation by which they are to be read, Relation messages themselves left
+# out, since the server repeats them more often in blocks.
+
+
+class Change(NamedTuple):
+    start: Lsn
+    message: AnyMessage
+    relations: tuple[Relation, ...]
+
+
+class Transaction(NamedTuple):
+    begin: Begin
+    changes: list[Change | str]
+    commit: tuple[Lsn, Commit]
+
+
+Delivered: TypeAlias = tuple[Lsn, bytes]
+
+
+def transactions(given: Iterable[tuple[Lsn, bytes]]) -> list[Transaction | Change]:
+    relations: dict[int, Relation] = {}
+    done: list[Transaction | Change] = []
+    begin: Begin | None = None
+    changes: list[Change | str] = []
+    for start, data in given:
+        match decode(data):
+            case Begin() as message:
+                assert begin is None
+                begin, changes = message, []
+            case Commit() as message:
+                assert begin is not None
+                assert (message.commit_lsn, message.commit_time) == (begin.final_lsn, begin.commit_time)
+                # A transaction of which nothing is published is sent in blocks, but not whole.
+                if changes:
+                    done.append(Transaction(begin, changes, (start, message)))
+                begin = None
+            case Relation() as message:
+                assert begin is not None
+                relations[message.oid] = message
+            case Type():
+                assert begin is not None
+            case StreamAbort():
+                assert begin is None
+            case Origin(_, name):
+                assert changes == []
+                changes.append(name)
+            case Message(transactional) as message:
+                if transactional:
+                    assert begin is not None
+                    changes.append(Change(start, message, ()))
+                else:
+                    done.append(Change(start, message, ()))
+            case Truncate(oids) as message:
+                assert begin is not None
+                changes.append(Change(start, message, tuple(relations[oid] for oid in oids)))
+            case Insert(oid) | Update(oid) | Delete(oid) as message:
+                assert begin is not None
+                changes.append(Change(start, message, (relations[oid],)))
+    assert begin is None
+    return done
+
+
+def assembled(messages: Iterable[tuple[Lsn, bytes]], spool: Spool) -> Iterator[tuple[Lsn, bytes]]:
+    streamed = StreamedTransactions(spool)
+    for start, data in messages:
+        yield from streamed.feed(start, data)
+    assert streamed.in_progress == 0
+    assert spool.used == 0
+
+
+# Against servers.
+
+_SCHEMA = """
+    CREATE TABLE filler (id int);
+    CREATE TABLE a (id serial PRIMARY KEY, name text);
+    CREATE TABLE b (id serial PRIMARY KEY, name text);
+    CREATE TABLE shared (id serial PRIMARY KEY, writer int, name text);
+    CREATE TABLE parted (id serial, part int, PRIMARY KEY (id, part)) PARTITION BY LIST (part);
+    CREATE TABLE parted_0 PARTITION OF parted FOR VALUES IN (0);
+    CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
+    CREATE TABLE emptied (id int);
+    CREATE PUBLICATION shown FOR TABLE a, b, shared, parted, emptied WITH (publish_via_partition_root);
+"""
+
+
+class Writer:
+    """A session that writes at random; ``table`` is its own, which it alters."""
+
+    def __init__(self, connection: psycopg.Connection, number: int, table: str, *, large: bool) -> None:
+        self._connection = connection
+        self._dice = random.Random(number)
+        self._number = number
+        self._table = table
+        self._large = large
+        self._columns = 0
+        self._seen = 0
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            if self._large:
+                self._large_transaction()
+            else:
+                self._execute(self._change())
+
+    def _execute(self, statement: str) -> None:
+        self._connection.execute(statement)
+
+    def _change(self) -> str:
+        roll = self._dice.random()
+        name = f"repeat('{self._number}', {self._dice.randint(1, 60)})"
+        if roll < 0.4:
+            return f"INSERT INTO shared (writer, name) SELECT {self._number}, {name} FROM generate_series(1, 20)"
+        if roll < 0.5:
+            return f"UPDATE shared SET name = {name} WHERE writer = {self._number} AND id % 7 = 0"
+        if roll < 0.6:
+            return f"DELETE FROM shared WHERE writer = {self._number} AND id % 5 = 0"
+        if roll < 0.7:
+            return f"INSERT INTO parted (part) SELECT i % 2 FROM generate_series(1, {self._dice.randint(1, 30)}) i"
+        if roll < 0.9 and self._large:
+            return f"INSERT INTO {self._table} (name) SELECT {name} FROM generate_series(1, 20)"
+        return "INSERT INTO emptied VALUES (1)"
+
+    def _large_transaction(self) -> None:
+        self._execute("BEGIN")
+        depth = 0
+        if self._dice.random() < 0.3:
+            # A message and a savepoint do not go together: see the test of it.
+            self._execute("SELECT pg_logical_emit_message(true, 'note', 'in a large transaction')")
+            for _ in range(10):
+                self._execute(self._change())
+                self._execute(FILL)
+        else:
+            for _ in range(self._dice.randint(5, 40)):
+                roll = self._dice.random()
+                if roll < 0.2:
+                    self._execute(f"SAVEPOINT s{depth}")
+                    depth += 1
+                elif roll < 0.35 and depth:
+                    depth = self._dice.randrange(depth)
+                    self._execute(f"ROLLBACK TO s{depth}")
+                    if self._dice.random() < 0.5:
+                        self._execute(f"RELEASE s{depth}")
+                    else:
+                        depth += 1
+                elif roll < 0.45 and depth:
+                    depth = self._dice.randrange(depth)
+                    self._execute(f"RELEASE s{depth}")
+                elif roll < 0.55:
+                    self._columns += 1
+                    self._execute(f"ALTER TABLE {self._table} ADD c{self._columns} int DEFAULT {self._columns}")
+                elif roll < 0.75:
+                    self._execute(FILL)
+                else:
+                    self._execute(self._change())
+        self._execute("ROLLBACK" if self._dice.random() < 0.15 else "COMMIT")
+
+
+def end(connection: psycopg.Connection) -> None:
+    connection.execute("SELECT pg_logical_emit_message(true, 'end', '')")
+
+
+def test_random_transactions_are_what_protocol_1_gives(database: Database, spool: Spool) -> None:
+    """Nested savepoints, tables altered and not, other writers: read while they write, and again from a copied slot."""
+    with database.connect() as connection:
+        connection.execute(_SCHEMA)
+        slot = new_slot(connection)
+        copy = copy_of(connection, slot)
+        with Reader(database.dsn(), slot, ["shown"], protocol=2, streaming=True) as reader:
+            sessions = [database.connect() for _ in range(4)]
+            writers = [
+                Writer(session, number, "ab"[number % 2], large=number < 2) for number, session in enumerate(sessions)
+            ]
+            threads = [
+                threading.Thread(target=writer.run, args=(20 if number < 2 else 150,))
+                for number, writer in enumerate(writers)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for session in sessions:
+                session.close()
+            end(connection)
+            blocks = reader.all()
+        with Reader(database.dsn(), copy, ["shown"]) as reader:
+            plain = reader.all()
+    tags = [data[:1] for _, data in blocks]
+    assert min(tags.count(tag) for tag in (b"S", b"A", b"c")) >= 10
+    expected = transactions(plain)
+    assert transactions(assembled(blocks, spool)) == expected
+    widths = {
+        len(change.relations[0].columns)
+        for each in expected
+        if isinstance(each, Transaction)
+        for change in each.changes
+        if isinstance(change, Change) and change.relations
+    }
+    assert len(widths) >= 5
+    # And read afterwards, when the server knows already what has been rolled back.
+    with database.connect() as connection:
+        connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+        again = copy_of(connection, copy)
+    with Reader(database.dsn(), again, ["shown"], protocol=2, streaming=True) as reader:
+        late = reader.all()
+    assert transactions(assembled(late, spool)) == expected
+
+
+def read_both_ways(database: Database, slot: str, blocks: Reader) -> tuple[list[Delivered], list[Delivered]]:
+    """Wait for the end, and read the slot again in protocol 1."""
+    messages = blocks.all()
+    blocks.close()
+    with database.connect() as connection, Reader(database.dsn(), copy_of(connection, slot), ["shown"]) as plain:
+        return messages, plain.all()
+
+
+def test_a_message_before_a_rollback_to_a_savepoint_is_read_again(database: Database, spool: Spool) -> None:
+    with database.connect() as connection:
+        connection.execute(_SCHEMA)
+        slot = new_slot(connection)
+        with Reader(database.dsn(), slot, ["shown"], protocol=2, streaming=True) as reader:
+            connection.execute(f"BEGIN; INSERT INTO a VALUES (1); SAVEPOINT s; INSERT INTO a VALUES (2); {FILL}")
+            connection.execute("SELECT pg_logical_emit_message(true, 'in', 'the savepoint')")
+            connection.execute(f"{FILL}; SELECT pg_logical_emit_message(false, 'flush', '')")
+            with database.connect() as other:
+                # What is rolled back before it has been sent is never sent.
+                other.execute("INSERT INTO emptied VALUES (1)")
+                reader.wait_for_commits(1)
+            connection.execute(f"ROLLBACK TO s; INSERT INTO a VALUES (3); {FILL}")
+            connection.execute("COMMIT")
+            end(connection)
+            blocks, plain = read_both_ways(database, slot, reader)
+    given: list[Delivered] = []
+    streamed = StreamedTransactions(spool)
+    with pytest.raises(NotStreamable, match="savepoint that was rolled back") as error:  # noqa: PT012
+        for start, data in blocks:
+            given += streamed.feed(start, data)
+    # The one before it, and nothing of its own.
+    expected = transactions(plain)
+    assert transactions(given) == expected[:2]
+    third = expected[2]
+    assert isinstance(third, Transaction)
+    assert error.value.commit.commit_lsn == third.begin.final_lsn
+    assert len(third.changes) == 2
+    streamed.close()
+    assert spool.used == 0
+
+
+def test_an_older_relation_that_is_given_late_is_not_believed_by_others(database: Database, spool: Spool) -> None:
+    """ALTER PUBLICATION does not wait for the transaction: whole ones are told of it first, and only once."""
+    with database.connect() as connection, database.connect() as other:
+        connection.execute(_SCHEMA)
+        slot = new_slot(connection)
+        with Reader(database.dsn(), slot, ["shown"], protocol=2, streaming=True) as reader:
+            connection.execute(f"BEGIN; INSERT INTO a VALUES (1, 'x'); {FILL}")
+            other.execute("INSERT INTO a VALUES (2, 'y')")
+            reader.wait_for_commits(1)
+            other.execute("ALTER PUBLICATION shown SET TABLE a (id), emptied, filler")
+            other.execute("INSERT INTO a VALUES (3, 'z')")
+            connection.execute("COMMIT")
+            other.execute("INSERT INTO a VALUES (4, 'z')")
+            other.execute("INSERT INTO emptied VALUES (1)")
+            other.execute("TRUNCATE emptied, a")
+            end(connection)
+            blocks = reader.all()
+    widths = []
+    for each in transactions(assembled(blocks, spool)):
+        for change in each.changes if isinstance(each, Transaction) else []:
+            if isinstance(change, Change) and isinstance(change.message, Insert) and change.relations[0].name == "a":
+                widths.append((change.message.new[0], len(change.message.new), len(change.relations[0].columns)))
+    assert widths == [(b"2", 2, 2), (b"3", 1, 1), (b"1", 2, 2), (b"4", 1, 1)]
+
+
+def test_origins_and_messages(database: Database, spool: Spool) -> None:
+    with database.connect() as connection:
+        connection.execute(_SCHEMA)
+        connection.execute("SELECT pg_replication_origin_create(current_database())")
+        slot = new_slot(connection)
+        with Reader(database.dsn(), slot, ["shown"], protocol=2, streaming=True) as reader:
+            connection.execute("SELECT pg_replication_origin_session_setup(current_database())")
+            connection.execute("BEGIN; SELECT pg_replication_origin_xact_setup('0/ABCDEF', '2026-01-31 12:30:00+00')")
+            connection.execute(f"INSERT INTO a VALUES (1); {FILL}; SELECT pg_logical_emit_message(false, 'aside', '')")
+            connection.execute(f"SELECT pg_logical_emit_message(true, 'in', 'side'); {FILL}; COMMIT")
+            connection.execute("SELECT pg_replication_origin_session_reset()")
+            connection.execute("SELECT pg_replication_origin_drop(current_database())")
+            end(connection)
+            blocks, plain = read_both_ways(database, slot, reader)
+    expected = transactions(plain)
+    aside, first = expected[:2]
+    assert isinstance(aside, Change)
+    assert isinstance(first, Transaction)
+    assert first.changes[0] == database.name
+    assert transactions(assembled(blocks, spool)) == expected
