@@ -108,7 +108,9 @@ class Reader:
                 select.select([pgconn.socket], [], [])
                 pgconn.consume_input()
                 continue
-            assert size > 0, pgconn.error_message
+            if size < 0:
+                result = pgconn.get_result()
+                raise AssertionError(result.error_message if result is not None else "the stream ended")
             frame = parse_copy_data(bytes(data))
             if isinstance(frame, Keepalive):
                 if frame.reply_requested:
