@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pgrepl.catalog import leaves, provider, publications, replica_identity, roles, server, settings, slots
+from pgrepl.catalog.leaves import Entry, Leaf
 from pgrepl.catalog.publications import Publication, PublishedTable
+from pgrepl.catalog.slots import Slot
 from pgrepl.connection import connect_as_any
 from pgrepl.doctor import providers
 from pgrepl.doctor.findings import Fix
@@ -227,22 +229,22 @@ class Context:
         return replica_identity.read(self.conn, self.published_oids)
 
     @cached_property
-    def entries(self) -> list[leaves.Entry]:
+    def entries(self) -> list[Entry]:
         """What each publication in question says of each of its tables."""
         return leaves.entries(self.conn, [publication.oid for publication in self.publications])
 
     @cached_property
-    def leaves(self) -> list[leaves.Leaf]:
+    def leaves(self) -> list[Leaf]:
         """Every table that holds published rows."""
         return leaves.read(self.conn, self.published_oids)
 
-    def leaves_of(self, entry: leaves.Entry) -> Sequence[leaves.Leaf]:
+    def leaves_of(self, entry: Entry) -> Sequence[Leaf]:
         """The tables that hold the rows of one published table."""
         return self._leaves_by_root.get(entry.oid, [])
 
     @cached_property
-    def _leaves_by_root(self) -> dict[int, list[leaves.Leaf]]:
-        by_root: dict[int, list[leaves.Leaf]] = {}
+    def _leaves_by_root(self) -> dict[int, list[Leaf]]:
+        by_root: dict[int, list[Leaf]] = {}
         for leaf in self.leaves:
             by_root.setdefault(leaf.root_oid, []).append(leaf)
         return by_root
@@ -252,7 +254,7 @@ class Context:
         return next(publication for publication in self.publications if publication.name == name)
 
     @cached_property
-    def slots(self) -> list[slots.Slot]:
+    def slots(self) -> list[Slot]:
         """Every slot of the cluster, as it was before anything was tried on one."""
         return slots.all_of(self.conn)
 
@@ -262,7 +264,7 @@ class Context:
         return self.wanted.slot or apply_slot(pipeline_id(self.target.pipeline_host(), self.server.database))
 
     @property
-    def slot(self) -> slots.Slot | None:
+    def slot(self) -> Slot | None:
         """The slot that is to be used, when it exists."""
         return next((slot for slot in self.slots if slot.name == self.slot_name), None)
 

@@ -185,7 +185,11 @@ _CHANGES = [
     ("insert", 5, "INSERT INTO unpublished VALUES (%(i)s)"),
     ("update", 20, "UPDATE plain SET note = 'again ' || %(j)s WHERE id = %(i)s"),
     ("update", 10, "UPDATE composite SET n = n + 1 WHERE b = %(i)s"),
-    ("update", 5, "UPDATE keyless SET note = 'u' || %(j)s WHERE ctid = (SELECT ctid FROM keyless LIMIT 1 FOR UPDATE SKIP LOCKED)"),
+    (
+        "update",
+        5,
+        "UPDATE keyless SET note = 'u' || %(j)s WHERE ctid = (SELECT ctid FROM keyless LIMIT 1 FOR UPDATE SKIP LOCKED)",
+    ),
     ("update", 5, """UPDATE "Mixed Case" SET "a.b" = NULL WHERE "the Id" = %(i)s"""),
     ("key", 8, "UPDATE plain SET id = 2000 + %(j)s WHERE id = %(i)s"),
     ("key", 5, "UPDATE composite SET a = a || 'z' WHERE b = %(i)s AND length(a) < 5"),
