@@ -221,9 +221,10 @@ def _summary(report: Report, width: int) -> list[Text]:
     counts = {finding.status.value: report.count(finding.status) for finding in report.findings}
     words = {"pass": "passed", "info": "for information", "warn": "to look at", "fail": "failed", "skip": "skipped"}
     parts = [f"{counts[status]} {word}" for status, word in words.items() if status in counts]
-    text = ", ".join(parts)
+    shown = [", ".join(parts)] if parts else []
     if report.unseen:
-        text += f"; {len(report.unseen)} could not run: {', '.join(report.unseen)}"
+        shown.append(f"{len(report.unseen)} could not run: {', '.join(report.unseen)}")
+    text = "; ".join(shown)
     if report.grants:
         text += f" ({_printable(' '.join(report.grants))} would let {'it' if len(report.unseen) == 1 else 'them'})"
     style = "bold red" if counts.get("fail") else "bold"

@@ -175,6 +175,13 @@ class Context:
         where = f" IN DATABASE {quote_ident(self.server.database)}" if own and own.for_role and own.for_database else ""
         return (Fix("sql", f"ALTER ROLE {quote_ident(self.role_name)}{where} SET {setting} = {value};"),)
 
+    def let_read_control_file(self) -> tuple[Fix, ...]:
+        """Let the connected role read the identity of the server, as everyone may unless it was revoked."""
+        return tuple(
+            Fix("sql", f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}() TO {quote_ident(self.server.user)};")
+            for name in ("pg_control_system", "pg_control_checkpoint")
+        )
+
     def let_see(self, monitor: str) -> tuple[Fix, ...]:
         """Let the connected role see what the members of a predefined role see."""
         return (Fix("sql", f"GRANT {monitor} TO {quote_ident(self.server.user)};"),)

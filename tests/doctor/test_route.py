@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 from pgrepl import doctor
 from pgrepl.conninfo import parse
 from pgrepl.doctor import Status
-from pgrepl.doctor.checks import server as server_checks
 from pgrepl.doctor.checks.route import judge_tls, signs_of_a_pooler
 from tests.command import eventually
 from tests.conftest import NewServer
@@ -89,7 +89,7 @@ class Numberer(Proxy):
     """Announce another process id than the server's, as poolers do."""
 
     def _pass_on(self, client: Any) -> None:
-        super()._pass_on(_Renumbered(client))
+        super()._pass_on(_Renumbered(client))  # type: ignore[arg-type]
 
 
 class _Renumbered:
@@ -190,7 +190,8 @@ def test_recovery_and_promotion(new_server: NewServer, version: int) -> None:
     identity = examine(database).server.system_identifier
     database.psql(
         "CREATE TABLE faucet_state (key text PRIMARY KEY, value jsonb NOT NULL, updated_at timestamptz DEFAULT now());"
-        f"""INSERT INTO faucet_state VALUES ('pgrepl::{slot}', '{{"system_identifier": "{identity}", "timeline": 1}}')"""
+        f"INSERT INTO faucet_state SELECT 'pgrepl::{slot}',"
+        f" jsonb_build_object('system_identifier', '{identity}', 'timeline', 1)"
     )
     assert one(examine(database), "server.recovery").status is Status.PASS
     assert one(examine(database, slot=slot), "server.identity").status is Status.PASS
@@ -236,8 +237,8 @@ def test_a_restored_database_is_on_another_server(database18: Database) -> None:
 def test_the_clock(database18: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     assert one(examine(database18), "server.clock").status is Status.PASS
     # A clock of its own is what no test can give a server: this machine's is an hour late instead.
-    now = server_checks.time.time
-    monkeypatch.setattr(server_checks.time, "time", lambda: now() - 3600)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
     found = one(examine(database18, only=["server.clock"]), "server.clock")
     assert (found.status, round(found.evidence["server_ahead_seconds"], -2)) == (Status.INFO, 3600)
     assert "ahead" in found.summary

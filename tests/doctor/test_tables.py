@@ -20,7 +20,8 @@ def mend(database: Database, check: str) -> None:
 
 def test_a_unique_index_becomes_the_primary_key(database: Database) -> None:
     database.psql(
-        'CREATE TABLE "T" (a int NOT NULL); CREATE UNIQUE INDEX "the index" ON "T" (a); CREATE PUBLICATION p FOR TABLE "T"'
+        'CREATE TABLE "T" (a int NOT NULL); CREATE UNIQUE INDEX "the index" ON "T" (a);'
+        'CREATE PUBLICATION p FOR TABLE "T"'
     )
     found = one(examine(database, "p"), "tbl.primary_key")
     assert (found.status, found.object) == (Status.WARN, "public.T")
@@ -73,7 +74,8 @@ def test_an_invalid_index(database: Database, chosen: bool) -> None:
     choose = "ALTER TABLE t REPLICA IDENTITY USING INDEX t_pkey;" if chosen else ""
     # How a REINDEX that was broken off leaves it.
     database.psql(
-        f"CREATE TABLE t (a int PRIMARY KEY, b int); {choose} INSERT INTO t VALUES (1, 1); CREATE PUBLICATION p FOR TABLE t;"
+        f"CREATE TABLE t (a int PRIMARY KEY, b int); {choose} INSERT INTO t VALUES (1, 1);"
+        "CREATE PUBLICATION p FOR TABLE t;"
         "SET allow_system_table_mods = on; UPDATE pg_index SET indisvalid = false WHERE indexrelid = 't_pkey'::regclass"
     )
     with database.connect() as conn, pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
@@ -89,7 +91,8 @@ def test_an_invalid_index(database: Database, chosen: bool) -> None:
 
 def test_a_deferrable_key_identifies_nothing(database: Database) -> None:
     database.psql(
-        "CREATE TABLE t (a int PRIMARY KEY DEFERRABLE, b int); INSERT INTO t VALUES (1, 1); CREATE PUBLICATION p FOR TABLE t"
+        "CREATE TABLE t (a int PRIMARY KEY DEFERRABLE, b int); INSERT INTO t VALUES (1, 1);"
+        "CREATE PUBLICATION p FOR TABLE t"
     )
     with database.connect() as conn, pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         conn.execute("UPDATE t SET b = 2")
@@ -155,8 +158,9 @@ def test_a_partition_that_is_not_logged(database: Database) -> None:
 
 def test_a_child_that_came_later(database: Database) -> None:
     database.psql(
-        "CREATE TABLE parent (a int PRIMARY KEY); CREATE TABLE early () INHERITS (parent); CREATE PUBLICATION p FOR TABLE"
-        " parent; CREATE TABLE late (PRIMARY KEY (a)) INHERITS (parent); CREATE TABLE keyless () INHERITS (early)"
+        "CREATE TABLE parent (a int PRIMARY KEY); CREATE TABLE early () INHERITS (parent);"
+        "CREATE PUBLICATION p FOR TABLE parent; CREATE TABLE late (PRIMARY KEY (a)) INHERITS (parent);"
+        "CREATE TABLE keyless () INHERITS (early)"
     )
     findings = of(examine(database, "p"), "tbl.inherits")
     assert [(finding.object, finding.status) for finding in findings] == [
