@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pgrepl.errors import InputError
@@ -18,11 +18,13 @@ class ConnectionTarget:
     """A server and database to connect to.
 
     ``params`` are libpq keywords that were given; what is absent comes from libpq's own environment, service and
-    password files. ``origin`` says in words where they came from. The repr shows no secret.
+    password files. ``origin`` says in words where they came from. ``configured_host`` is the host of a configured
+    database, by which its pipeline is known. The repr shows no secret.
     """
 
     params: Mapping[str, str] = field(repr=False)
     origin: str
+    configured_host: str | None = None
 
     @property
     def has_password(self) -> bool:
@@ -38,13 +40,14 @@ class ConnectionTarget:
 
     def with_database(self, dbname: str) -> ConnectionTarget:
         """The same server, another database."""
-        return ConnectionTarget({**self.params, "dbname": dbname}, self.origin)
+        return replace(self, params={**self.params, "dbname": dbname})
 
     def pipeline_host(self) -> str:
-        """Give the host as it goes into a pipeline id: the first one as libpq resolves it, its text unchanged.
-
-        A socket directory or nothing gives ``localhost``.
+        """Give the host as it goes into a pipeline id, its text unchanged: the configured one, else the first as libpq
+        resolves it, where a socket directory or nothing gives ``localhost``.
         """
+        if self.configured_host is not None:
+            return self.configured_host
         host = (self._resolved("host") or "").split(",")[0]
         return host if host and not host.startswith(("/", "@")) else "localhost"
 
@@ -104,9 +107,13 @@ def parse(text: str, origin: str) -> ConnectionTarget:
     try:
         params = conninfo_to_dict(text)
     except ProgrammingError as error:
-        reason = re.sub(r'"[^"]*"?', '"…"', " ".join(str(error).split()))
+        reason = re.sub('".*"|".*', '"…"', " ".join(str(error).split()))
         raise InputError(
             f"the connection string of {origin} cannot be read: {reason}",
             hint="postgresql://user@host:5432/dbname, or host=… port=… dbname=… user=…",
         ) from None
-    return ConnectionTarget({name: str(value) for name, value in params.items() if value is not None}, origin)
+    given = {name: str(value) for name, value in params.items() if value is not None}
+    for port in given.get("port", "").split(","):
+        if port and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+            raise InputError(f"the port in the connection string of {origin} is not a number from 1 to 65535")
+    return ConnectionTarget(given, origin)

@@ -82,12 +82,16 @@ _SHOWN_FIX = 600
     help="Which findings make the exit code 1; warn and unknown include fail.",
 )
 @click.option("--fix-sql", is_flag=True, help="Print the fixes as a script for psql, and nothing else.")
+<<<<<<< HEAD
 @click.option(
     "--nagios",
     is_flag=True,
     help="Print one line with performance data, and exit with 0, 1, 2 or 3 as monitoring plugins do.",
 )
 @command_options()
+=======
+@command_options(all_databases=True)
+>>>>>>> main
 def doctor(
     run: Run,
     publication: str | None,
@@ -119,8 +123,7 @@ def doctor(
         return _watch(run, publication, choice, fail_on)
     report = _examine(run, publication, choice)
     if fix_sql:
-        sys.stdout.write(report.fix_sql())
-        sys.stdout.flush()
+        run.print_script(report.fix_sql())
     elif run.output_format == "table":
         _print(output.console(run.color), report)
     else:
