@@ -69,7 +69,6 @@ def connect(
     return connection
 
 
-<<<<<<< HEAD
 def connect_as_any(target: ConnectionTarget, application_name: str) -> psycopg.Connection:
     """Open a connection in autocommit mode with the settings that the server gives to any client of this role.
 
@@ -86,15 +85,11 @@ def connect_as_any(target: ConnectionTarget, application_name: str) -> psycopg.C
     return connection
 
 
-def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError:
-    """Turn libpq's report of a failed connection into one line and, where the cause is known, a hint."""
-=======
 def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError | InputError:
     """Turn libpq's report of a failed connection into one line and, where the cause is known, a hint.
 
     A parameter that libpq could not make sense of, so that no connection was tried, is an InputError.
     """
->>>>>>> main
     text = one_line(error)
     mistake = _MISTAKE.search(text)
     if mistake is not None:

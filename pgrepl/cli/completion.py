@@ -52,13 +52,13 @@ def complete_slots(ctx: click.Context, param: click.Parameter, incomplete: str) 
     ]
 
 
-<<<<<<< HEAD
 def complete_checks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete the id of a check."""
     from pgrepl.doctor import check_ids
 
     return [name for name in check_ids() if name.startswith(incomplete)]
-=======
+
+
 def complete_databases(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a configured database."""
     from pgrepl import config
@@ -68,7 +68,6 @@ def complete_databases(ctx: click.Context, param: click.Parameter, incomplete: s
     except PgreplError:
         return []
     return [entry.name for entry in entries if entry.name.startswith(incomplete) and entry.name.isprintable()]
->>>>>>> main
 
 
 def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

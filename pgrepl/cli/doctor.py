@@ -82,16 +82,12 @@ _SHOWN_FIX = 600
     help="Which findings make the exit code 1; warn and unknown include fail.",
 )
 @click.option("--fix-sql", is_flag=True, help="Print the fixes as a script for psql, and nothing else.")
-<<<<<<< HEAD
 @click.option(
     "--nagios",
     is_flag=True,
     help="Print one line with performance data, and exit with 0, 1, 2 or 3 as monitoring plugins do.",
 )
-@command_options()
-=======
 @command_options(all_databases=True)
->>>>>>> main
 def doctor(
     run: Run,
     publication: str | None,
@@ -118,6 +114,8 @@ def doctor(
         raise InputError(f"--fix-sql and --format {run.output_format} exclude each other")
     if nagios and (fix_sql or run.output_format != "table"):
         raise InputError("--nagios is a format of its own: no --format, --json or --fix-sql with it")
+    if nagios and run.entry is not None:
+        raise InputError("--nagios prints one line about one database", hint="name it with --database")
     choice = {"role": role, "store": store, "slot": slot, "provider": provider, "only": only, "skip": skip}
     if nagios:
         return _watch(run, publication, choice, fail_on)
@@ -138,9 +136,10 @@ def _examine(run: Run, publication: str | None, choice: dict[str, Any]) -> Repor
     from pgrepl import doctor as library
 
     named = run.publication(publication)
+    # Where a connection string says which server is meant, a configuration that lies about has nothing to say.
+    entries = run.config.databases if run.database is not None or run.config_path is not None else ()
     databases = [
-        library.ConfiguredDatabase(entry.name, *(entry.target.params[key] for key in ("host", "port", "dbname")))
-        for entry in run.config.databases
+        library.ConfiguredDatabase(entry.name, entry.identity, str(entry.settings["port"].value)) for entry in entries
     ]
     return library.run(run.target, publications=() if named is None else (named,), databases=databases, **choice)
 

@@ -19,11 +19,8 @@ from pgrepl.errors import OperationError, PgreplError
 _COMMANDS = {
     "config": "pgrepl.cli.config:config",
     "doctor": "pgrepl.cli.doctor:doctor",
-<<<<<<< HEAD
     "explain": "pgrepl.cli.explain:explain",
-=======
     "migrations": "pgrepl.cli.migrations:migrations",
->>>>>>> main
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",

@@ -53,12 +53,11 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class ConfiguredDatabase:
-    """An entry of the configuration, as far as it names a pipeline."""
+    """An entry of the configuration, which names a pipeline: ``identity`` is ``host/dbname`` as it is written."""
 
     name: str
-    host: str
+    identity: str
     port: str
-    dbname: str
 
 
 @dataclass(frozen=True)

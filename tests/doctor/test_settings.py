@@ -12,7 +12,7 @@ from pgrepl import doctor
 from pgrepl.catalog import settings
 from pgrepl.conninfo import parse
 from pgrepl.doctor import ConfiguredDatabase, Status
-from tests.command import eventually
+from tests.command import eventually, pgrepl
 from tests.conftest import NewServer
 from tests.doctor.conftest import apply_fixes, examine, of, one
 from tests.servers.database import Database
@@ -236,9 +236,9 @@ def test_what_is_lost_in_a_crash(new_server: NewServer) -> None:
 
 
 def test_two_databases_with_one_identity(database18: Database) -> None:
-    one_entry = ConfiguredDatabase("a", "db1", "5432", "orders")
-    same = ConfiguredDatabase("b", "db1", "5433", "orders")
-    other = ConfiguredDatabase("c", "DB1", "5432", "orders")
+    one_entry = ConfiguredDatabase("a", "db1/orders", "5432")
+    same = ConfiguredDatabase("b", "db1/orders", "5433")
+    other = ConfiguredDatabase("c", "DB1/orders", "5432")
     assert one(examine(database18), "cfg.identity").status is Status.SKIP
     assert one(examine(database18, databases=[one_entry, other]), "cfg.identity").status is Status.PASS
     found = one(examine(database18, databases=[one_entry, same, other]), "cfg.identity")
@@ -270,12 +270,25 @@ def test_the_server_reads_amounts_alike(database18: Database) -> None:
             assert found.number == settings.amount(text, "ms")
 
 
-def test_the_configuration_file_is_compared(database18: Database, tmp_path: Path) -> None:
-    from tests.command import pgrepl
-
+def test_the_entries_of_the_configuration_are_compared(database18: Database, tmp_path: Path) -> None:
     server = database18.server
-    entry = f'host = "{server.host}"\ndbname = "{database18.name}"\n'
+    entry = f'[[databases]]\nhost = "{server.host}"\ndbname = "{database18.name}"\nport = {server.port}\n'
     path = tmp_path / "pgrepl.toml"
-    path.write_text(f'[[databases]]\nname = "a"\n{entry}port = 1\n[[databases]]\nname = "b"\n{entry}port = 2\n')
-    done = pgrepl("doctor", "-c", str(path), "--database", "a", "--only", "cfg.identity", "--json")
-    assert '"status": "fail"' in done.stdout
+    path.write_text(f'{entry}name = "a"\n[[databases]]\nname = "b"\ndbname = "other"\n')
+    done = pgrepl("doctor", "-c", str(path), "--database", "a", "--only", "cfg.identity")
+    assert "2 databases, each its own" in done.stdout
+    # Two of one identity do not get past the reading of the file.
+    path.write_text(f'{entry}name = "a"\n{entry}name = "b"\n')
+    done = pgrepl("doctor", "-c", str(path), "--database", "a", "--only", "cfg.identity")
+    assert (done.returncode, done.stdout) == (2, "")
+    # One that only lies about is not read where a connection string says what is meant.
+    done = pgrepl("doctor", "-d", database18.dsn(), "--only", "cfg.identity", XDG_CONFIG_HOME=str(tmp_path))
+    assert done.returncode == 0
+
+
+def test_nagios_is_about_one_database(tmp_path: Path) -> None:
+    path = tmp_path / "pgrepl.toml"
+    path.write_text('[[databases]]\ndbname = "a"\n[[databases]]\ndbname = "b"\n')
+    done = pgrepl("doctor", "-c", str(path), "--all-databases", "--nagios")
+    assert done.returncode == 2
+    assert "one database" in done.stderr
