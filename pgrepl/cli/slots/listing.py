@@ -49,19 +49,15 @@ def list_(run: Run, everything: bool, watch: float | None) -> None:
 
 def _read(run: Run, conn: psycopg.Connection, everything: bool) -> list[Slot]:
     from pgrepl.catalog import orphans, slots
+    from pgrepl.cli.slots.known import configured_pipelines
 
     database = conn.info.dbname
     found = [slot for slot in slots.all_of(conn) if everything or slot.database == database]
-    if any(slot.pipeline_id is not None and not slot.active for slot in found):
-        found = orphans.mark(found, database, orphans.known_pipelines(conn, _configured(run)))
-    return found
-
-
-def _configured(run: Run) -> list[int]:
-    from pgrepl.cli.slots.known import configured_pipelines
-
+    if all(slot.pipeline_id is None or slot.active for slot in found):
+        return found
     try:
-        return configured_pipelines(run)
+        configured = configured_pipelines(run)
     except InputError:
-        # Whose slots they are is a remark beside the list: without the configuration it is left out.
-        return []
+        # Without the configuration nobody can tell whose they are, which is only a remark beside the list.
+        return found
+    return orphans.mark(found, database, orphans.known_pipelines(conn, configured))
