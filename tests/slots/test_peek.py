@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pgrepl.replication.slots import drop_slot
 from tests.command import eventually, pgrepl
 from tests.conftest import NewServer
 from tests.servers.database import Database, fresh_database
@@ -122,11 +123,12 @@ def test_slots_that_cannot_be_peeked_into(database18: Database, name: str) -> No
             done = peek(database18, slot)
             assert (done.returncode, done.stdout) == (1, ""), slot
             assert text in done.stderr
+        drop_slot(conn, f"{name}_p")
     with reader(database18, name) as walsender:
         eventually(lambda: seen(database18, name).active)
         held = peek(database18, name)
+        assert f"in use by pid {walsender.pid} (somebody)" in held.stderr
     assert held.returncode == 1
-    assert f"in use by pid {walsender.pid} (somebody)" in held.stderr
     refused = peek(database18, name, user="plain")
     assert refused.returncode == 1
     assert "REPLICATION" in refused.stderr

@@ -37,14 +37,17 @@ class _Limits:
     warning: int | None
     critical: int | None
 
-    def level(self, slot: Slot) -> Level:
-        """Judge the larger of the two lags; a slot that is lost, or will be at once, is beyond any limit."""
+    def exceeded(self, slot: Slot) -> int | None:
+        """Give the threshold that the larger of the two lags is above, the critical one first."""
         behind = max(slot.retained_bytes or 0, slot.lag_bytes or 0)
-        if slot.lost or (self.critical is not None and behind > self.critical):
+        return next((limit for limit in (self.critical, self.warning) if limit is not None and behind > limit), None)
+
+    def level(self, slot: Slot) -> Level:
+        """Judge a slot; one that is lost, or will be at once, is beyond any limit."""
+        exceeded = self.exceeded(slot)
+        if slot.lost or (exceeded is not None and exceeded == self.critical):
             return "fail"
-        if slot.wal_status == "unreserved" or (self.warning is not None and behind > self.warning):
-            return "warn"
-        return "ok"
+        return "warn" if slot.wal_status == "unreserved" or exceeded is not None else "ok"
 
 
 @click.command("lag", epilog=epilog("pgrepl slots lag orders_slot -w 1GB -c 10GB"))
@@ -143,11 +146,12 @@ def _draw(run: Run, found: Sequence[tuple[Slot, Pace]], limits: _Limits) -> Rend
     from pgrepl.cli import output
     from pgrepl.cli.slots.drawing import STYLES, printable
 
-    rows = [(slot, _figures(slot, pace), STYLES[limits.level(slot)]) for slot, pace in found]
+    rows = [(slot, _figures(slot, pace, limits), STYLES[limits.level(slot)]) for slot, pace in found]
     if output.console(run.color).width < _TABLE_WIDTH:
         parts: list[RenderableType] = []
         for slot, figures, style in rows:
-            line = ", ".join(f"{name} {value}" for name, value in figures.items() if value)
+            state = figures.pop("state")
+            line = ", ".join([state, *(f"{name} {value}" for name, value in figures.items() if value)])
             parts += [Text(slot.name, style="bold"), Padding(Text(line, style=style), (0, 0, 0, 2))]
         return Group(*parts)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -163,8 +167,13 @@ def _draw(run: Run, found: Sequence[tuple[Slot, Pace]], limits: _Limits) -> Rend
 _FIGURES = ("restart lag", "confirmed lag", "WAL written", "consumed", "caught up in", "lost in", "state")
 
 
-def _figures(slot: Slot, pace: Pace) -> dict[str, str]:
+def _figures(slot: Slot, pace: Pace, limits: _Limits) -> dict[str, str]:
     state = "lost" if slot.lost else "in use" if slot.active else "inactive"
+    if slot.wal_status and not slot.lost:
+        state += f", {slot.wal_status}"
+    exceeded = limits.exceeded(slot)
+    if exceeded is not None:
+        state += f", more than {size_text(exceeded)} behind"
     values = (
         _size(slot.retained_bytes),
         _size(slot.lag_bytes),
@@ -172,7 +181,7 @@ def _figures(slot: Slot, pace: Pace) -> dict[str, str]:
         _rate(pace.consumption_rate),
         _time(pace.catch_up_seconds),
         _time(pace.lost_in_seconds),
-        f"{state}, {slot.wal_status}" if slot.wal_status and not slot.lost else state,
+        state,
     )
     return dict(zip(_FIGURES, values, strict=True))
 
