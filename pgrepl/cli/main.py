@@ -24,6 +24,7 @@ _COMMANDS = {
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",
     "tail": "pgrepl.cli.tail:tail",
+    "teardown": "pgrepl.cli.teardown:teardown",
 }
 
 
