@@ -123,7 +123,7 @@ class Changes:
             case messages.Origin(_, name):
                 self._open().origin = name
                 return _NOTHING
-            case messages.Type():
+            case messages.Type() | messages.StreamAbort():
                 return _NOTHING
 
     def _open(self) -> Transaction:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -20,7 +21,7 @@ from pgrepl.conninfo import ConnectionTarget
 from pgrepl.errors import OperationError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
-from pgrepl.names import signed_id, unsigned_id
+from pgrepl.names import apply_slot, signed_id, unsigned_id
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
 
@@ -29,6 +30,50 @@ _NO_SOLUTION = (
     "There is no single prescribed solution for this error. The issue may still be recoverable with manual intervention"
     " based on the specific context."
 )
+
+
+@dataclass(frozen=True)
+class TableOverview:
+    """How a table stands; ``since`` is when that state was stored, ``schema`` empty for a table that is gone."""
+
+    oid: int
+    schema: str
+    name: str
+    state: str
+    lsn: str | None
+    reason: str | None
+    since: str
+
+    @property
+    def qualified(self) -> str:
+        """The name for people, ``schema.table``."""
+        return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A pipeline; what only pgrepl stores is None for one that it has never run."""
+
+    pipeline_id: int
+    slot: str
+    publications: tuple[str, ...]
+    system_identifier: str | None
+    timeline: int | None
+    position: Lsn | None
+    updated_at: str | None
+    tables: list[TableOverview]
+
+
+@dataclass(frozen=True)
+class TableHistory:
+    """One row of a table's history; ``metadata`` is JSON text."""
+
+    id: int
+    state: str
+    metadata: str
+    prev: int | None
+    is_current: bool
+    created_at: str
 
 
 class PostgresStore:
@@ -53,11 +98,8 @@ class PostgresStore:
         if self._connection is not None:
             self._connection.close()
 
-    def prepare(self) -> None:
-        """Make sure that the schema is there, and make the table of pgrepl's own where it is missing.
-
-        Raises OperationError with what to run when the migrations are missing, or when the role may not make the table.
-        """
+    def check(self) -> None:
+        """Make sure that the schema is there. Raises OperationError with what to run when it is not."""
         connection = self._open()
         missing = [
             name
@@ -69,6 +111,14 @@ class PostgresStore:
                 f"the state store is not there: etl.{', etl.'.join(missing)} missing",
                 hint="pgrepl migrations apply, or pgrepl setup --store postgres",
             )
+
+    def prepare(self) -> None:
+        """Make sure that the schema is there, and make the table of pgrepl's own where it is missing.
+
+        Raises OperationError with what to run when the migrations are missing, or when the role may not make the table.
+        """
+        self.check()
+        connection = self._open()
         if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
             try:
                 connection.execute(CREATE_PIPELINES)
@@ -195,6 +245,101 @@ class PostgresStore:
                     [self._id, table],
                 )
 
+    # What people do with a state.
+
+    @property
+    def slot(self) -> str:
+        """The name of the pipeline's slot."""
+        return apply_slot(self._id)
+
+    def slot_is_active(self) -> bool:
+        """Whether somebody reads the slot just now."""
+        query = "SELECT active FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
+        return self._execute(query, [self.slot]).fetchone() == (True,)
+
+    def overview(self) -> Overview:
+        """Read where the pipeline is and how its tables stand."""
+        connection = self._open()
+        row = None
+        if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (False,):
+            row = self._execute(
+                "SELECT slot_name, publications, system_identifier, timeline, position::text, updated_at::text"  # noqa: S608
+                f" FROM etl.{PIPELINES} WHERE pipeline_id = %s",
+                [self._id],
+            ).fetchone()
+        tables = [
+            TableOverview(
+                oid, schema or "", name or str(oid), _kind(metadata), metadata.get("lsn"), metadata.get("reason"), since
+            )
+            for oid, schema, name, metadata, since in self._execute(
+                "SELECT s.table_id, n.nspname, c.relname, coalesce(s.metadata, '{}'), s.created_at::text"
+                " FROM etl.replication_state s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.table_id"
+                " LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE s.pipeline_id = %s AND s.is_current ORDER BY n.nspname, c.relname, s.table_id",
+                [self._id],
+            )
+        ]
+        if row is None:
+            return Overview(unsigned_id(self._id), self.slot, (), None, None, None, None, tables)
+        slot, publications, system_identifier, timeline, position, updated_at = row
+        return Overview(
+            unsigned_id(self._id),
+            slot,
+            tuple(publications),
+            system_identifier,
+            timeline,
+            Lsn.parse(position),
+            updated_at,
+            tables,
+        )
+
+    def find(self, table: str) -> int:
+        """Find a table of the pipeline by ``schema.table`` or OID. Raises OperationError for an unknown one."""
+        for known in self.overview().tables:
+            if table in (known.qualified, str(known.oid)):
+                return known.oid
+        raise OperationError(
+            f"pipeline {unsigned_id(self._id)} has no state of {table}", hint="'pgrepl state show' lists its tables"
+        )
+
+    def history(self, table: int) -> list[TableHistory]:
+        """Read the states that a table has been in, the current one first, then each one's predecessor."""
+        rows = self._execute(
+            "SELECT id, state::text, metadata::text, prev, is_current, created_at::text FROM etl.replication_state"
+            " WHERE pipeline_id = %s AND table_id = %s ORDER BY is_current DESC, id DESC",
+            [self._id, table],
+        )
+        return [TableHistory(*row) for row in rows]
+
+    def rollback(self, table: int) -> None:
+        """Make the state before the current one current again, and forget the one it leaves.
+
+        Raises OperationError when there is none before it.
+        """
+        with self._open().transaction():
+            current = self._execute(
+                "SELECT id, prev FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s AND is_current"
+                " FOR UPDATE",
+                [self._id, table],
+            ).fetchone()
+            if current is None or current[1] is None:
+                raise OperationError(f"table {table} has no state to go back to")
+            self._execute("DELETE FROM etl.replication_state WHERE id = %s", [current[0]])
+            self._execute(
+                "UPDATE etl.replication_state SET is_current = true, updated_at = now() WHERE id = %s", [current[1]]
+            )
+
+    def reset(self, tables: Collection[int], *, position_too: bool) -> None:
+        """Begin the history of tables anew with ``init``; their versions and the destination's metadata stay."""
+        with self._open().transaction():
+            for table in tables:
+                self._execute(
+                    "DELETE FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s", [self._id, table]
+                )
+                self._append(table, "init", {"type": "init"})
+            if position_too:
+                self._execute(f"DELETE FROM etl.{PIPELINES} WHERE pipeline_id = %s", [self._id])  # noqa: S608
+
     def _execute(self, query: str, values: Sequence[Any]) -> psycopg.Cursor:
         return self._open().execute(query, values)
 
@@ -253,6 +398,11 @@ class PostgresStore:
                     column.primary_key_place,
                 ],
             )
+
+
+def _kind(metadata: Any) -> str:
+    kind = metadata.get("type") if isinstance(metadata, dict) else None
+    return kind if isinstance(kind, str) else "unknown"
 
 
 def _stored_table(oid: int, metadata: Any) -> StoredTable:
