@@ -1,6 +1,8 @@
 """Setting a server up for logical replication: plan first, then apply, all or nothing."""
 
 from pgrepl.provision.apply import DEFAULT_LOCK_TIMEOUT, apply
+from pgrepl.provision.checks import check_version
+from pgrepl.provision.membership import plan_add, plan_create, plan_remove
 from pgrepl.provision.plan import plan
 from pgrepl.provision.script import dry_run_script, needs_script
 from pgrepl.provision.steps import Note, Plan, Statement, Step
@@ -16,7 +18,11 @@ __all__ = [
     "Step",
     "Wanted",
     "apply",
+    "check_version",
     "dry_run_script",
     "needs_script",
     "plan",
+    "plan_add",
+    "plan_create",
+    "plan_remove",
 ]

@@ -15,14 +15,14 @@ def needs_script(plan: Plan) -> str | None:
     return _transaction(plan.left_out, f"to be run as a superuser in database {plan.database}")
 
 
-def dry_run_script(plan: Plan, *, lock_timeout: float) -> str:
+def dry_run_script(plan: Plan, *, lock_timeout: float, command: str = "setup") -> str:
     """Write what ``apply`` would run, to the same effect but for passwords, which are a comment at the end.
 
     What the connected role may not do follows as a comment, so that the same role can run the whole.
     """
     planned = [step for step in plan.steps if step.status == "planned"]
     if planned:
-        script = _transaction(planned, f"what setup would run in database {plan.database}", lock_timeout)
+        script = _transaction(planned, f"what {command} would run in database {plan.database}", lock_timeout)
     else:
         script = "-- nothing to do\n"
     needs = needs_script(plan)
