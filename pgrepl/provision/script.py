@@ -8,24 +8,29 @@ from pgrepl.provision.apply import lock_timeout_setting
 from pgrepl.provision.steps import Plan, Step
 
 
-def needs_script(plan: Plan) -> str | None:
+def needs_script(*plans: Plan) -> str | None:
     """Write what the connected role may not do as a script for somebody who may; None when there is nothing."""
-    if not plan.left_out:
-        return None
-    return _transaction(plan.left_out, f"to be run as a superuser in database {plan.database}")
+    scripts = []
+    for plan in plans:
+        if plan.left_out:
+            title = f"to be run as a superuser in database {plan.database}"
+            scripts.append(_transaction(plan.left_out, title))
+    return "\n".join(scripts) or None
 
 
-def dry_run_script(plan: Plan, *, lock_timeout: float, command: str = "setup") -> str:
+def dry_run_script(*plans: Plan, lock_timeout: float, command: str = "setup") -> str:
     """Write what ``apply`` would run, to the same effect but for passwords, which are a comment at the end.
 
     What the connected role may not do follows as a comment, so that the same role can run the whole.
     """
-    planned = [step for step in plan.steps if step.status == "planned"]
-    if planned:
-        script = _transaction(planned, f"what {command} would run in database {plan.database}", lock_timeout)
-    else:
-        script = "-- nothing to do\n"
-    needs = needs_script(plan)
+    scripts = []
+    for plan in plans:
+        planned = [step for step in plan.steps if step.status == "planned"]
+        if planned:
+            title = f"what {command} would run in database {plan.database}"
+            scripts.append(_transaction(planned, title, lock_timeout))
+    script = "\n".join(scripts) or "-- nothing to do\n"
+    needs = needs_script(*plans)
     return script + (comment(needs) + "\n" if needs else "")
 
 
