@@ -2,7 +2,7 @@
 
 from pgrepl.provision.apply import DEFAULT_LOCK_TIMEOUT, apply
 from pgrepl.provision.checks import check_version
-from pgrepl.provision.membership import plan_add, plan_create, plan_remove
+from pgrepl.provision.membership import find_publication, plan_add, plan_create, plan_remove
 from pgrepl.provision.plan import plan
 from pgrepl.provision.script import dry_run_script, needs_script
 from pgrepl.provision.steps import Note, Plan, Statement, Step
@@ -20,6 +20,7 @@ __all__ = [
     "apply",
     "check_version",
     "dry_run_script",
+    "find_publication",
     "needs_script",
     "plan",
     "plan_add",

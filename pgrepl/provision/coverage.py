@@ -26,6 +26,7 @@ from pgrepl.provision.publication import (
     restricted_too_far,
     without_identity,
 )
+from pgrepl.provision.script import comment
 from pgrepl.provision.steps import Plan, Step
 from pgrepl.provision.wanted import OPERATIONS, Wanted
 
@@ -87,6 +88,13 @@ class Coverage:
     def manageable(self) -> bool:
         """Whether there is no gap that ``ensure`` could not close."""
         return self.satisfied or not self.blockers
+
+    def script(self) -> str:
+        """Give the remediation as a script for psql, all or nothing."""
+        if not self.remediation:
+            return ""
+        lines = [comment(f"to be run in database {self.plan.database}"), "\\set ON_ERROR_STOP on", "BEGIN;"]
+        return "\n".join([*lines, *self.remediation, "COMMIT;"]) + "\n"
 
     def document(self, applied: Sequence[str] = ()) -> dict[str, Any]:
         """Give the report as a JSON object; ``applied`` are the statements that were run before it was made."""
@@ -240,7 +248,7 @@ class _View:
                 carriers = list(self._carriers(part))
             names |= {each.oid: (each.schema, each.name) for each in carriers}
             gaps += self._gaps(table, part)
-            gaps += [gap for oid in dict.fromkeys(each.oid for each in carriers) for gap in self._restrictions(oid)]
+            gaps += [gap for each in dict.fromkeys(carriers) for gap in self._restrictions(each, table)]
         gaps += [Gap("partitions" if table.partitioned else "children", text) for text in self.unstreamed(table)]
         return TableCoverage(table.schema, table.name, tuple(sorted(names.values())), tuple(dict.fromkeys(gaps)))
 
@@ -256,7 +264,7 @@ class _View:
             for leaf in (part, *self.tables.leaves(part))
             for each in self._carriers(leaf)
         }
-        return [each for oid, each in sorted(carriers.items()) if any(self._restrictions(oid))]
+        return [each for _, each in sorted(carriers.items()) if any(self._restrictions(each, table))]
 
     def _carriers(self, table: Table) -> Iterator[PublishedTable]:
         """Give the published table under whose name changes of this table come, if there is one."""
@@ -281,13 +289,13 @@ class _View:
             else:
                 yield Gap("partitions", "its partitions are published one by one, so that a new one would not be")
 
-    def _restrictions(self, oid: int) -> Iterator[Gap]:
-        published = self._published[oid]
+    def _restrictions(self, published: PublishedTable, table: Table) -> Iterator[Gap]:
+        whose = "" if published.oid == table.oid else f"{published.qualified} is "
         if published.row_filter is not None:
-            yield Gap("row_filter", f"{published.qualified} is published with WHERE {published.row_filter}")
-        membership = self._memberships.get(oid)
+            yield Gap("row_filter", f"{whose}published with WHERE {published.row_filter}")
+        membership = self._memberships.get(published.oid)
         if membership is not None and membership.left_out:
-            yield Gap("columns", f"{published.qualified} is published without {', '.join(membership.left_out)}")
+            yield Gap("columns", f"{whose}published without {', '.join(membership.left_out)}")
 
 
 def _wanted(publication: str, view: _View, gap: _Gap, operations: Collection[str]) -> Wanted:
@@ -308,19 +316,23 @@ def _remedy(
     blockers += [f"{table.label}: {text}" for table in required for text in view.unstreamed(table)]
     if conn.info.parameter_status("in_hot_standby") == "on":
         blockers.append("the server is a standby and read-only: connect to its primary")
+    lifted = {each.oid: each for table in required for each in view.restricted(table)}
+    for each in lifted.values():
+        blockers.append(f"{each.qualified}: somebody chose its row filter or column list, which is not lifted here")
     if view.found is not None and gap.operations:
         after = replace(view.content, operations=view.content.operations | set(gap.operations))
-        for each in restricted_too_far(conn, view.found, after):
-            why = "row filter or column list and replica identity do not fit together"
-            blockers.append(f"{each.schema}.{each.name}: {why}, so that UPDATE and DELETE would fail once published")
-            wanted = replace(wanted, publish=None)
+        for other in restricted_too_far(conn, view.found, after):
+            if other.oid not in lifted:
+                why = "row filter or column list and replica identity do not fit together"
+                blockers.append(f"{other.schema}.{other.name}: {why}, so that UPDATE and DELETE would fail")
+                wanted = replace(wanted, publish=None)
     steps: list[Step] = []
     lacking: list[Table] = []
     notes: Sequence[Any] = ()
     if required or (view.found is not None and wanted.publish):
         # As if every table had a replica identity: which of them lack it is told apart below, with the way out.
         fit = Tables((replace(table, has_identity=True) for table in view.tables), view.tables.schemas)
-        planned = publication_steps(conn, session, wanted, fit)
+        planned = publication_steps(conn, session, wanted, fit, lifted=lifted)
         steps, notes = [step for step in planned.steps if step.statements], planned.notes
         before = None if view.found is None else view.content
         broken = without_identity(before, planned.after, view.tables)
@@ -331,12 +343,8 @@ def _remedy(
         ]
         blockers += _rights(conn, session, view, steps)
     statements = [table.remedy for table in lacking]
+    statements += [sql for each in lifted.values() for sql in _without_restrictions(wanted.publication, each)]
     statements += [statement.text for step in steps for statement in step.statements]
-    for restricted in {each.oid: each for table in required for each in view.restricted(table)}.values():
-        blockers.append(
-            f"{restricted.qualified}: somebody chose its row filter or column list, which is not lifted here"
-        )
-        statements += _without_restrictions(wanted.publication, restricted)
     return Plan(session.database, tuple(steps), tuple(notes)), blockers, statements
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgrepl.catalog import publications
-from pgrepl.errors import InputError, OperationError
+from pgrepl.errors import OperationError
 from pgrepl.names import quote_ident
 from pgrepl.provision import inventory
 from pgrepl.provision.inventory import Table, Tables
@@ -21,14 +21,9 @@ if TYPE_CHECKING:
 def plan_create(conn: psycopg.Connection, wanted: Wanted) -> Plan:
     """Plan a new publication.
 
-    Raises InputError when nothing is said to go into it, and OperationError when there is one of that name, for tables
-    that do not exist or cannot be published, and for those whose UPDATE and DELETE would begin to fail.
+    Raises OperationError when there is one of that name, for tables that do not exist or cannot be published, and for
+    those whose UPDATE and DELETE would begin to fail.
     """
-    if not wanted.names_tables:
-        raise InputError(
-            f"nothing is said to go into publication {wanted.publication!r}",
-            hint="--table SCHEMA.TABLE, --in-schema SCHEMA, --all-tables or --literally-all",
-        )
     if publications.find(conn, wanted.publication) is not None:
         raise OperationError(
             f"publication {wanted.publication!r} exists", hint="pgrepl publications add puts more into it"
@@ -39,15 +34,9 @@ def plan_create(conn: psycopg.Connection, wanted: Wanted) -> Plan:
 def plan_add(conn: psycopg.Connection, wanted: Wanted) -> Plan:
     """Plan what an existing publication is to publish besides: tables, schemas, operations; nothing is taken away.
 
-    Raises InputError when nothing is said to be added, and OperationError as ``plan_create`` does, but when there is no
-    publication of that name.
+    Raises OperationError as ``plan_create`` does, but when there is no publication of that name.
     """
-    if not (wanted.names_tables or wanted.publish or wanted.via_root):
-        raise InputError(
-            f"nothing is said to be added to publication {wanted.publication!r}",
-            hint="--table SCHEMA.TABLE, --in-schema SCHEMA, --all-tables, --publish OPS or --via-root",
-        )
-    _find(conn, wanted.publication)
+    find_publication(conn, wanted.publication)
     return _plan(conn, wanted)
 
 
@@ -67,18 +56,13 @@ def plan_remove(
 ) -> Plan:
     """Plan to take tables (schema, name), with those that inherit from them, and whole schemas out of a publication.
 
-    With ``if_exists`` what is not in the publication is skipped. Raises InputError when nothing is named, and
-    OperationError for a publication that does not exist, and for what it publishes without naming it: one table of a
-    schema, a partition of a table, or a part of everything.
+    With ``if_exists`` what is not in the publication is skipped. Raises OperationError for a publication that does not
+    exist, and for what it publishes without naming it: one table of a schema, a partition of a table, or a part of
+    everything.
     """
-    if not (tables or schemas):
-        raise InputError(
-            f"nothing is said to be removed from publication {publication!r}",
-            hint="--table SCHEMA.TABLE or --in-schema SCHEMA",
-        )
     session = inventory.session(conn)
     known = inventory.tables(conn)
-    found = _find(conn, publication)
+    found = find_publication(conn, publication)
     content = content_of(conn, found)
     chosen: list[Table] = []
     skipped: list[str] = []
@@ -116,7 +100,8 @@ def plan_remove(
     return Plan(session.database, tuple(steps), tuple(notes))
 
 
-def _find(conn: psycopg.Connection, name: str) -> publications.Publication:
+def find_publication(conn: psycopg.Connection, name: str) -> publications.Publication:
+    """Read a publication that must be there; raises OperationError."""
     found = publications.find(conn, name)
     if found is None:
         raise OperationError(

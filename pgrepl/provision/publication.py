@@ -13,7 +13,7 @@ Decision on ``--all-tables``, which has to keep the state of supabase/etl out of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -74,8 +74,10 @@ class _Addition:
     tables: tuple[Table, ...] = ()
 
 
-def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted, tables: Tables) -> PublicationPlan:
-    """Plan the publication.
+def publication_steps(
+    conn: psycopg.Connection, session: Session, wanted: Wanted, tables: Tables, *, lifted: Collection[int] = ()
+) -> PublicationPlan:
+    """Plan the publication; ``lifted`` are tables whose row filters and column lists will be gone by then.
 
     Raises OperationError for a publication that is neither there nor described, for tables that do not exist or cannot
     be published, and for tables whose UPDATE and DELETE would begin to fail once they are published.
@@ -94,8 +96,8 @@ def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted
     if broken:
         _refuse_unless_skipped(wanted, broken, before, tables)
         addition = _list_instead(addition, before or Content(), broken, tables)
-    restricted = found and restricted_too_far(conn, found, settings)
-    if restricted:
+    restricted = [] if found is None else restricted_too_far(conn, found, settings)
+    if any(each.oid not in lifted for each in restricted):
         raise OperationError(
             "UPDATE and DELETE would fail once published, since row filter or column list and replica identity do not "
             f"fit together: {', '.join(f'{each.schema}.{each.name}' for each in restricted)}",
