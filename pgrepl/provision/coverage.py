@@ -303,7 +303,9 @@ def _wanted(publication: str, view: _View, gap: _Gap, operations: Collection[str
     names = tuple(
         (table.schema, table.name) for table in gap.tables if (table.schema, table.name) in view.tables.by_name
     )
-    needed = operations if view.found is None else gap.operations
+    needed = set(operations)
+    if view.found is not None:
+        needed = needed.union(view.found.operations) if gap.operations else set()
     return Wanted(publication, tables=names, publish=tuple(name for name in OPERATIONS if name in needed) or None)
 
 
