@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from pgrepl.errors import ConnectError, OperationError
+from pgrepl.errors import ConnectError, InputError, OperationError
 
 if TYPE_CHECKING:
     import psycopg
@@ -69,9 +69,15 @@ def connect(
     return connection
 
 
-def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError:
-    """Turn libpq's report of a failed connection into one line and, where the cause is known, a hint."""
+def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError | InputError:
+    """Turn libpq's report of a failed connection into one line and, where the cause is known, a hint.
+
+    A parameter that libpq could not make sense of, so that no connection was tried, is an InputError.
+    """
     text = one_line(error)
+    mistake = _MISTAKE.search(text)
+    if mistake is not None:
+        return InputError(f"the connection string of {target.origin} cannot be used: {mistake[1]}")
     # The multi-host preamble repeats the whole address list for each failure.
     hint = None
     for pattern, advice in _CONNECT_HINTS:
@@ -81,6 +87,10 @@ def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectErro
     return ConnectError(f"cannot connect ({target.origin}): {text}", hint=hint, sqlstate=error.sqlstate)
 
 
+_MISTAKE = re.compile(
+    'connection is bad: (invalid [^:]*value: ".*"|invalid value .*|invalid .* for connection option .*'
+    "|invalid port number: .*|definition of service .* not found|could not match [0-9].*)"
+)
 _CONNECT_HINTS = [
     ("password authentication failed", "check the user and the password; ~/.pgpass and PGPASSWORD are read too"),
     ("no password supplied", "give the password in ~/.pgpass, PGPASSWORD or a service file"),

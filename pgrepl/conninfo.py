@@ -104,9 +104,13 @@ def parse(text: str, origin: str) -> ConnectionTarget:
     try:
         params = conninfo_to_dict(text)
     except ProgrammingError as error:
-        reason = re.sub(r'"[^"]*"?', '"…"', " ".join(str(error).split()))
+        reason = re.sub('".*"|".*', '"…"', " ".join(str(error).split()))
         raise InputError(
             f"the connection string of {origin} cannot be read: {reason}",
             hint="postgresql://user@host:5432/dbname, or host=… port=… dbname=… user=…",
         ) from None
-    return ConnectionTarget({name: str(value) for name, value in params.items() if value is not None}, origin)
+    given = {name: str(value) for name, value in params.items() if value is not None}
+    for port in given.get("port", "").split(","):
+        if port and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+            raise InputError(f"the port in the connection string of {origin} is not a number from 1 to 65535")
+    return ConnectionTarget(given, origin)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 class Proxy:
     """Pass connections on to a server's socket.
 
-    ``pieces`` is the longest piece in which the server's bytes are passed on; ``cut_after`` ends every connection after so
-    many bytes of the server's.
+    ``pieces`` is the longest piece in which the server's bytes are passed on; ``cut_after`` ends every connection
+    after so many bytes of the server's.
     """
 
     def __init__(self, socket_path: str, *, pieces: int = 65536, cut_after: int | None = None, seed: int = 0) -> None:

@@ -1,1 +1,1 @@
-"""Read-only questions to the server, their answers as frozen dataclasses; each question is one query, however many objects."""
+"""Read-only questions to the server, answered as frozen dataclasses; each is one query, however many objects."""

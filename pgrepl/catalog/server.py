@@ -127,3 +127,10 @@ def read(conn: psycopg.Connection) -> Server:
         encoding=row[14],
         user=row[15],
     )
+
+
+def wal_ends(conn: psycopg.Connection) -> tuple[Lsn, Lsn]:
+    """Read up to where the WAL of a primary is flushed, and up to where it is written at all."""
+    row = conn.execute("SELECT pg_current_wal_flush_lsn()::text, pg_current_wal_insert_lsn()::text").fetchone()
+    assert row is not None
+    return Lsn.parse(row[0]), Lsn.parse(row[1])

@@ -73,9 +73,10 @@ class _Zsh(_Shell):
     source_template: ClassVar[str] = r"""#compdef pgrepl
 # Completion of pgrepl's commands, options and values for zsh.
 
-_pgrepl_completion() {
+_pgrepl() {
     local kind value explained
     local -a plain described
+    integer found=1
     local line="${words[1,CURRENT]}"
     while IFS=$'\t' read -r kind value explained; do
         case $kind in
@@ -86,19 +87,21 @@ _pgrepl_completion() {
                     plain+=("$value")
                 fi
                 ;;
-            file) _files ;;
-            dir) _files -/ ;;
+            file) _files && found=0 ;;
+            dir) _files -/ && found=0 ;;
         esac
     done < <(_PGREPL_COMPLETE=zsh_complete COMP_WORDS="$line" ${~words[1]} 2>/dev/null)
     [[ $PREFIX == -*=* ]] && compset -P 1 '*='
-    (( $#described )) && _describe -V 'pgrepl' described
-    (( $#plain )) && compadd -V pgrepl -a plain
+    (( $#described )) && _describe -V 'pgrepl' described && found=0
+    (( $#plain )) && compadd -V pgrepl -a plain && found=0
+    return found
 }
 
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
-    _pgrepl_completion "$@"
+if [[ $funcstack[1] == _pgrepl ]]; then
+    # Loaded by the first completion, for which this file itself is the function.
+    _pgrepl "$@"
 else
-    compdef _pgrepl_completion pgrepl
+    compdef _pgrepl pgrepl
 fi
 """
 

@@ -25,15 +25,15 @@ _NOTHING: tuple[Event, ...] = ()
 class Changes:
     """Follow the messages of one stream, protocol version 1.
 
-    ``resolve`` builds a Table from a Relation message. ``printed`` says whether a table's changes are wanted; those of
-    other tables are counted all the same, so that ``seq`` does not depend on what is asked for. ``known`` are the
-    versions that the snapshot was read with. With ``transactions`` the events of a transaction are framed by Begin and
-    Commit. ``appeared`` is told of a table that was not known, when its first change is near.
+    ``resolve`` builds a Table from a Relation message in a transaction. ``printed`` says whether a table's changes are
+    wanted; those of other tables are counted all the same, so that ``seq`` does not depend on what is asked for.
+    ``known`` are the versions that the snapshot was read with. With ``transactions`` the events of a transaction are
+    framed by Begin and Commit. ``appeared`` is told of a table that was not known, when its first change is near.
     """
 
     def __init__(
         self,
-        resolve: Callable[[messages.Relation], Table],
+        resolve: Callable[[messages.Relation, Transaction], Table],
         *,
         printed: Callable[[Table], bool],
         known: Mapping[int, Table],
@@ -145,7 +145,7 @@ class Changes:
         current = self._tables.get(relation.oid)
         if current is not None and current[0] == relation:
             return _NOTHING
-        table = self._resolve(relation)
+        table = self._resolve(relation, transaction)
         if not self._printed(table):
             self._tables[relation.oid] = (relation, None)
             return _NOTHING

@@ -366,7 +366,7 @@ class _Attempt:
         self, admin: psycopg.Connection, receiver: Receiver, known: dict[int, Table], until: Lsn | None
     ) -> Reason:
         changes = Changes(
-            lambda relation: relations.resolve(admin, relation),
+            lambda relation, transaction: relations.resolve(admin, relation, transaction.xid),
             printed=_Printed(known, self._options.selection),
             known=known,
             transactions=self._options.transactions,

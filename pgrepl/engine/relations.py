@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import psycopg
 
-from pgrepl.catalog import tables, types
+from pgrepl.catalog import tables, transactions, types
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.tables import ColumnDescription, TableDescription
 from pgrepl.events import Column, SchemaDiff, Table
 from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.types import TEXT, ValueType
+
+_VISIBLE_PATIENCE = 2.0
+_STEP = 0.01
 
 
 def published(connection: psycopg.Connection, wanted: Sequence[PublishedTable]) -> dict[int, Table]:
@@ -29,13 +33,17 @@ def published(connection: psycopg.Connection, wanted: Sequence[PublishedTable]) 
     return found
 
 
-def resolve(connection: psycopg.Connection, relation: messages.Relation) -> Table:
-    """Build the version of a table that a Relation message tells of.
+def resolve(connection: psycopg.Connection, relation: messages.Relation, xid: int) -> Table:
+    """Build the version of a table that a Relation message in transaction ``xid`` tells of.
 
     The stream's word stands for names, types and the replica identity; the catalog, which may be further on already,
     adds what the message does not hold: what user-defined types are, names of types, nullability and the primary key
-    under FULL.
+    under FULL. It is asked once the transaction can be seen; one that a synchronous standby holds up is not waited for
+    beyond 2 seconds, since that standby may be waiting for us.
     """
+    give_up = time.monotonic() + _VISIBLE_PATIENCE
+    while transactions.is_open(connection, xid) and time.monotonic() < give_up:
+        time.sleep(_STEP)
     described = tables.describe(connection, [relation.oid]).get(relation.oid)
     value_types = types.resolve(connection, {column.type_oid for column in relation.columns})
     names = types.names(connection, {(column.type_oid, column.type_modifier) for column in relation.columns})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
 import shutil
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,18 +143,17 @@ class Terminal:
 
     def __init__(self, shell: str, directory: Path) -> None:
         command, source = self._START[shell]
-        self._ours, theirs = pty.openpty()
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(directory),
             "TERM": "xterm",
             "PS1": "ready> ",
-            "COLUMNS": "300",
         }
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-        )
-        os.close(theirs)
+        self._pid, self._ours = pty.fork()
+        if self._pid == 0:
+            os.chdir(ROOT)
+            os.execvpe(command[0], command, environment)  # noqa: S606  becomes the shell
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("4H", 50, 300, 0, 0))
         self.type(f"{source}; echo loa''ded\n")
         self.wait_for("loaded")
 
@@ -160,13 +163,21 @@ class Terminal:
     def wait_for(self, text: str, seconds: float = 20) -> None:
         """Wait until the terminal shows a text."""
         shown, deadline = "", time.monotonic() + seconds
-        while text not in re.sub(r"\x1b(\[[0-9;?>=]*[a-zA-Z]|[=>]|\(B|\][^\x07]*\x07)|[\r\n]| \x08", "", shown):
+        while text not in self._visible(shown):
             assert select.select([self._ours], [], [], max(0, deadline - time.monotonic()))[0], shown
             shown += os.read(self._ours, 4096).decode(errors="replace")
 
+    @staticmethod
+    def _visible(shown: str) -> str:
+        """Leave out what only moves the cursor or changes the style, and characters that were written over."""
+        text = re.sub(r"\x1b(\[[0-9;?>=]*[a-zA-Z]|[=>]|\(B|\][^\x07]*\x07)|[\r\n]", "", shown)
+        while "\x08" in text:
+            text = re.sub(r"(^|[^\x08])\x08", "", text)
+        return text
+
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
         os.close(self._ours)
 
 

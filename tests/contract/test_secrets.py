@@ -18,6 +18,7 @@ UNREADABLE = [
     f"postgresql://u:{SECRET}@h/db?nonsense=1",
     f"postgresql://u@h/db?password={SECRET}&nonsense",
     f"u:{SECRET}@h/db",
+    f'u:pa"{SECRET}@h/db',
     f"host=h password='{SECRET}",
     f"host=h password={SECRET} nonsense",
     f"host=h passwd={SECRET}",

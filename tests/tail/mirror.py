@@ -117,7 +117,7 @@ def _text(value: object) -> str:
 
 
 class Writers:
-    """Sessions that insert, update, delete, change keys, truncate, roll back and use savepoints until they are stopped."""
+    """Sessions that insert, update, delete, change keys, truncate and roll back until they are stopped."""
 
     def __init__(self, database: Database, count: int = 8, seed: int = 1) -> None:
         self._database = database
@@ -171,12 +171,14 @@ class Writers:
         self.kinds[kind] += 1
 
 
+_SOME = "SELECT ctid FROM keyless LIMIT 1 FOR UPDATE SKIP LOCKED"
 _CHANGES = [
     (
         "insert",
         30,
         "INSERT INTO plain VALUES (%(i)s, 'note ' || %(j)s, %(x)s::numeric * 1000, ARRAY[%(i)s, NULL, %(j)s],"
-        " jsonb_build_object('j', %(j)s::int, 'deep', ARRAY['x', NULL]), repeat('x', %(j)s * 4)) ON CONFLICT DO NOTHING",
+        " jsonb_build_object('j', %(j)s::int, 'deep', ARRAY['x', NULL]), repeat('x', %(j)s * 4))"
+        " ON CONFLICT DO NOTHING",
     ),
     ("insert", 20, "INSERT INTO composite VALUES (%(i)s, 'k' || %(r)s, %(j)s) ON CONFLICT DO NOTHING"),
     ("insert", 10, "INSERT INTO keyless VALUES (%(r)s, CASE WHEN %(i)s > 500 THEN 'tab' || chr(9) || chr(92) END)"),
@@ -185,7 +187,11 @@ _CHANGES = [
     ("insert", 5, "INSERT INTO unpublished VALUES (%(i)s)"),
     ("update", 20, "UPDATE plain SET note = 'again ' || %(j)s WHERE id = %(i)s"),
     ("update", 10, "UPDATE composite SET n = n + 1 WHERE b = %(i)s"),
-    ("update", 5, "UPDATE keyless SET note = 'u' || %(j)s WHERE ctid = (SELECT ctid FROM keyless LIMIT 1 FOR UPDATE SKIP LOCKED)"),
+    (
+        "update",
+        5,
+        f"UPDATE keyless SET note = 'u' || %(j)s WHERE ctid = ({_SOME})",
+    ),
     ("update", 5, """UPDATE "Mixed Case" SET "a.b" = NULL WHERE "the Id" = %(i)s"""),
     ("key", 8, "UPDATE plain SET id = 2000 + %(j)s WHERE id = %(i)s"),
     ("key", 5, "UPDATE composite SET a = a || 'z' WHERE b = %(i)s AND length(a) < 5"),
@@ -193,7 +199,7 @@ _CHANGES = [
     ("key", 5, "UPDATE parts SET region = %(r)s WHERE id = %(i)s"),
     ("delete", 10, "DELETE FROM plain WHERE id = %(i)s"),
     ("delete", 5, "DELETE FROM composite WHERE b = %(i)s"),
-    ("delete", 3, "DELETE FROM keyless WHERE ctid = (SELECT ctid FROM keyless LIMIT 1 FOR UPDATE SKIP LOCKED)"),
+    ("delete", 3, f"DELETE FROM keyless WHERE ctid = ({_SOME})"),
     ("delete", 3, "DELETE FROM parts WHERE id = %(i)s"),
     ("truncate", 0.1, "TRUNCATE composite, keyless"),
     ("truncate", 0.1, "TRUNCATE parts"),

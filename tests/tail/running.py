@@ -100,6 +100,11 @@ class Tail:
         """The process id."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
     def read_on(self) -> None:
         """Begin to read stdout."""
         thread = threading.Thread(target=self._read, args=(self.pipe, self._stdout), daemon=True)

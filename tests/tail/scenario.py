@@ -56,6 +56,7 @@ def wait_for_slot(connection: psycopg.Connection, tail: Tail, seconds: float = P
     """Wait until the tail's slot is there, from which on all that is committed is printed."""
     deadline = time.monotonic() + seconds
     while not connection.execute(_READY, [f"pgrepl\\_tmp\\_{tail.pid}\\_%"]).fetchone():
+        assert tail.running, f"it ended\n{tail.stderr}"
         assert time.monotonic() < deadline, f"no slot\n{tail.stderr}"
         time.sleep(0.01)
 
@@ -68,4 +69,4 @@ def _until_mark(tail: Tail, connection: psycopg.Connection, marks: Iterator[int]
 
 
 def _is_mark(event: Event) -> bool:
-    return event["op"] == "message" and event["prefix"] == _MARK
+    return (event["op"], event.get("prefix")) == ("message", _MARK)

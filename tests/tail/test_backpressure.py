@@ -14,7 +14,7 @@ WAL_SENDER_TIMEOUT = 2.0
 
 
 def _walsender(connection: psycopg.Connection) -> tuple[int, str, str] | None:
-    return connection.execute(  # type: ignore[return-value]
+    return connection.execute(
         "SELECT pid, r.sent_lsn::text, s.confirmed_flush_lsn::text"
         " FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
     ).fetchone()
@@ -64,7 +64,8 @@ def test_idle_publication_is_confirmed_while_others_write(new_server: NewServer)
     server = new_server(18, wal_sender_timeout="2s")
     with server.connect() as connection:
         connection.execute(
-            "CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t; CREATE TABLE other (id int, filler text)"
+            "CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t;"
+            " CREATE TABLE other (id int, filler text)"
         )
         with Tail("p", dsn=server.dsn()) as tail:
             tail.until_op("snapshot_end")

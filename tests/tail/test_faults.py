@@ -1,4 +1,4 @@
-"""Cut connections and crashed servers: what the memory store cannot carry over is said, and nothing is passed off as whole."""
+"""Cut connections and crashed servers: what is lost with them is said, and nothing is passed off as whole."""
 
 from __future__ import annotations
 
