@@ -20,7 +20,7 @@ def names() -> list[str]:
 
 
 def read(command: str) -> dict[str, Any]:
-    """Read the schema of a command by its words, such as ``slots list``; raises FileNotFoundError where there is none."""
+    """Read the schema of a command by its words, such as ``slots list``; raises FileNotFoundError."""
     file = files(__name__) / f"{command.replace(' ', '-')}{_SUFFIX}"
     schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return schema
