@@ -254,7 +254,6 @@ SELECT c.oid, n.nspname, c.relname,
               WHERE a.attrelid = c.oid AND a.attnum = ANY (i.identity) AND a.attnum <> ALL (r.prattrs::int2[])
               ORDER BY a.attnum)::text[]
   FROM pg_catalog.pg_publication_rel r
-  JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
   JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   CROSS JOIN LATERAL (
@@ -266,7 +265,7 @@ SELECT c.oid, n.nspname, c.relname,
                             WHERE x.indrelid = c.oid
                               AND CASE c.relreplident WHEN 'd' THEN x.indisprimary WHEN 'i' THEN x.indisreplident END)
               END AS identity) i
- WHERE r.prpubid = %s AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AND (c.relkind <> 'p' OR p.pubviaroot)
+ WHERE r.prpubid = %s AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)
    AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_namespace s
                     WHERE s.pnpubid = r.prpubid AND s.pnnspid = c.relnamespace)
  ORDER BY n.nspname, c.relname

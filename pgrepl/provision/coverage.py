@@ -3,7 +3,8 @@
 A required table stands for all rows that a query of it reads: a partitioned table for its partitions, those of
 tomorrow too, and a table that others inherit from for these as well. It is covered when every such row's changes are
 streamed whole, under whatever name (``published_as``): with publish_via_partition_root a partition's changes come
-under the name of the table at the top, without it those of a partitioned table under the names of its partitions.
+under the name of the table at the top, without it those of a partitioned table under the names of its partitions. What
+no setting changes is no gap: a TRUNCATE of a partition itself is not streamed with publish_via_partition_root.
 """
 
 from __future__ import annotations
