@@ -138,10 +138,10 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
   CROSS JOIN LATERAL (
        SELECT sum(l.reltuples) FILTER (WHERE l.reltuples >= 0)::bigint AS rows,
               sum(pg_catalog.pg_table_size(l.oid))::bigint AS size
-         FROM pg_catalog.pg_class l
-        WHERE l.oid = c.oid AND c.relkind <> 'p'
-           OR c.relkind = 'p'
-              AND l.oid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)) s
+         FROM (SELECT c.oid WHERE c.relkind <> 'p'
+               UNION ALL
+               SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf) leaf
+         JOIN pg_catalog.pg_class l ON l.oid = leaf.oid) s
  ORDER BY n.nspname, c.relname, c.oid
 """
 
