@@ -43,10 +43,19 @@ def parse(command: str, output: str, *, lines: bool = False) -> Any:
 
 
 def check_call(arguments: Sequence[str], output: str) -> None:
-    """Hold the output of one call to the schema of its command, if it printed JSON that has one."""
+    """Hold the output of one call to the schema of its command, if it printed JSON that has one.
+
+    With --all-databases it is an array of such documents, with null where there is none.
+    """
     command = next((name for name in _prefixes(arguments) if name in schemas.names()), None)
     form = _format(arguments)
-    if command is not None and output and form in ("json", "jsonl"):
+    if command is None or not output or form not in ("json", "jsonl"):
+        return
+    if "--all-databases" in arguments and form == "json":
+        for document in json.loads(output):
+            if document is not None:
+                check(command, document)
+    else:
         parse(command, output, lines=form == "jsonl" or command == "tail")
 
 

@@ -55,8 +55,7 @@ def emit(run: Run, plans: Sequence[Plan], *, command: str, dry_run_lock_timeout:
     from pgrepl.cli import output
 
     if dry_run_lock_timeout is not None and run.output_format == "table":
-        sys.stdout.write(provision.dry_run_script(*plans, lock_timeout=dry_run_lock_timeout, command=command))
-        sys.stdout.flush()
+        run.print_script(provision.dry_run_script(*plans, lock_timeout=dry_run_lock_timeout, command=command))
     else:
         needs = provision.needs_script(*plans)
         steps = [step for plan in plans for step in plan.steps]

@@ -53,7 +53,7 @@ def _connection(run: Run) -> Iterator[psycopg.Connection]:
 
 
 @publications.command("list", epilog=_epilog("pgrepl publications list -d 'host=db1 dbname=orders'"))
-@command_options()
+@command_options(all_databases=True)
 def list_(run: Run) -> None:
     """List the publications of the database, with what they publish and how many tables that is."""
     from pgrepl.catalog import publications as catalog
@@ -125,7 +125,7 @@ def _operations(operations: Sequence[str]) -> str:
 
 @publications.command("show", epilog=_epilog("pgrepl publications show orders_pub"))
 @click.argument("name", shell_complete=complete_publications)
-@command_options()
+@command_options(all_databases=True)
 def show(run: Run, name: str) -> None:
     """Show one publication and each table that it publishes, under the name that its changes come with."""
     from pgrepl import provision
@@ -224,7 +224,7 @@ def _identity(table: PublishedTable) -> str:
 @click.option("--publish", metavar="OPS", help="The operations that are needed; default: all four.")
 @click.option("--ensure", is_flag=True, help="Close the gap, where the connected role may and nothing is in the way.")
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
-@command_options()
+@command_options(all_databases=True)
 def coverage(
     run: Run, name: str, tables: tuple[tuple[str, str], ...], publish: str | None, ensure: bool, lock_timeout: float
 ) -> int:
@@ -335,7 +335,7 @@ _SKIP_KEYLESS = click.option("--skip-keyless", is_flag=True, help="Leave out tab
 )
 @_SKIP_KEYLESS
 @_changing
-@command_options()
+@command_options(all_databases=True)
 def create(
     run: Run, name: str, publish: str | None, lock_timeout: float, dry_run: bool, yes: bool, **options: Any
 ) -> int:
@@ -371,7 +371,7 @@ def create(
 @click.option("--via-root", is_flag=True, help="Publish partitions under their root's name from now on.")
 @_SKIP_KEYLESS
 @_changing
-@command_options()
+@command_options(all_databases=True)
 def add(
     run: Run,
     name: str,
@@ -411,7 +411,7 @@ def add(
 @_members("Take out")
 @click.option("--if-exists", is_flag=True, help="What is not in the publication is no error.")
 @_changing
-@command_options()
+@command_options(all_databases=True)
 def remove(
     run: Run,
     name: str,

@@ -45,7 +45,7 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed without a terminal.")
-@command_options()
+@command_options(all_databases=True)
 def setup(
     run: Run,
     publication: str | None,

@@ -200,6 +200,43 @@ def test_sandbox_status(tmp_path: Path) -> None:
         account.remove_directory(home)
 
 
+def test_config_show(tmp_path: Path) -> None:
+    file = tmp_path / "pgrepl.toml"
+    file.write_text('[[databases]]\nname = "one"\npassword = "secret"\nport = 1\ntls = { enabled = true }\n')
+    found = json.loads(pgrepl("config", "show", "--json", "-c", str(file)).stdout)
+    assert {type(each["value"]) for each in found} == {str, int, bool, type(None)}
+    assert_strict("config show", found)
+
+
+def test_migrations(database: Database) -> None:
+    def call(verb: str, *arguments: str) -> Any:
+        document = run(f"migrations {verb}", *arguments, database=database)
+        assert_strict(f"migrations {verb}", document)
+        return document
+
+    assert {each["state"] for each in call("status")["migrations"]} == {"missing"}
+    assert call("apply", "--dry-run")["script"]
+    assert len(call("apply", "--yes")["done"]) == 3
+    database.psql("ALTER TABLE etl._sqlx_migrations RENAME TO away")
+    assert len(call("seed", "--yes")["done"]) == 3
+    assert call("verify")["differences"] == []
+    database.psql("UPDATE etl._sqlx_migrations SET checksum = '\\x00' WHERE version = 20250827000000")
+    database.psql("INSERT INTO etl._sqlx_migrations SELECT 1, 'other', now(), true, '\\x01', 0")
+    assert {"checksum-mismatch", "unknown"} <= {each["state"] for each in call("status")["migrations"]}
+    assert {each["subject"] for each in call("verify")["differences"]} >= {"record"}
+
+
+def test_all_databases(shop: Database, tmp_path: Path) -> None:
+    file = tmp_path / "pgrepl.toml"
+    server = shop.server
+    entry = f'[[databases]]\nhost = "{server.host}"\nport = {server.port}\nusername = "postgres"\n'
+    file.write_text(f'{entry}dbname = "{shop.name}"\n{entry}dbname = "not there"\n')
+    done = pgrepl("publications", "show", "inserts", "--all-databases", "--json", "-c", str(file))
+    assert done.returncode == 3
+    first, second = json.loads(done.stdout)
+    assert (first["name"], second) == ("inserts", None)
+
+
 def test_every_kind_of_line_of_tail(database: Database) -> None:
     origin = f"origin_{database.name}"
     with database.connect() as conn:
