@@ -148,16 +148,16 @@ def inspect(
     ]
     missing = tuple(table for table in covered if table.gaps)
     unpublished = set(operations) - set(found.operations) if found else set()
-    gap = _Gap(missing, tuple(name for name in OPERATIONS if name in unpublished))
+    lack = _Missing(missing, tuple(name for name in OPERATIONS if name in unpublished))
     plan, blockers, remediation = Plan(session.database, ()), list[str](), list[str]()
-    if gap.tables or gap.operations:
-        plan, blockers, remediation = _remedy(conn, session, view, gap, _wanted(publication, view, gap, operations))
+    if lack.tables or lack.operations:
+        plan, blockers, remediation = _remedy(conn, session, view, lack, _wanted(publication, view, lack, operations))
     return Coverage(
         publication=publication,
         exists=found is not None,
         present=tuple(table for table in covered if not table.gaps),
         missing=missing,
-        missing_operations=gap.operations,
+        missing_operations=lack.operations,
         blockers=tuple(dict.fromkeys(blockers)),
         remediation=tuple(f"{statement};" for statement in remediation),
         plan=plan,
@@ -196,7 +196,7 @@ _DUPLICATE_OBJECT = "42710"
 
 
 @dataclass(frozen=True)
-class _Gap:
+class _Missing:
     """All that is missing: tables, and operations of every table."""
 
     tables: tuple[TableCoverage, ...]
@@ -299,22 +299,22 @@ class _View:
             yield Gap("columns", f"{whose}published without {', '.join(membership.left_out)}")
 
 
-def _wanted(publication: str, view: _View, gap: _Gap, operations: Collection[str]) -> Wanted:
+def _wanted(publication: str, view: _View, lack: _Missing, operations: Collection[str]) -> Wanted:
     """Say what would close the gap; inheriting tables come along by themselves."""
     names = tuple(
-        (table.schema, table.name) for table in gap.tables if (table.schema, table.name) in view.tables.by_name
+        (table.schema, table.name) for table in lack.tables if (table.schema, table.name) in view.tables.by_name
     )
     needed = set(operations)
     if view.found is not None:
-        needed = needed.union(view.found.operations) if gap.operations else set()
+        needed = needed.union(view.found.operations) if lack.operations else set()
     return Wanted(publication, tables=names, publish=tuple(name for name in OPERATIONS if name in needed) or None)
 
 
 def _remedy(
-    conn: psycopg.Connection, session: Session, view: _View, gap: _Gap, wanted: Wanted
+    conn: psycopg.Connection, session: Session, view: _View, lack: _Missing, wanted: Wanted
 ) -> tuple[Plan, list[str], list[str]]:
     """Plan how the gap is closed; say what is in the way, and all statements that somebody who may would run."""
-    blockers = [each.text for table in gap.tables for each in table.gaps if each.kind == "not_there"]
+    blockers = [each.text for table in lack.tables for each in table.gaps if each.kind == "not_there"]
     required = [view.tables.by_name[name] for name in wanted.tables]
     blockers += [f"{table.label}: {text}" for table in required for text in view.unstreamed(table)]
     if conn.info.parameter_status("in_hot_standby") == "on":
@@ -322,8 +322,8 @@ def _remedy(
     lifted = {each.oid: each for table in required for each in view.restricted(table)}
     for each in lifted.values():
         blockers.append(f"{each.qualified}: somebody chose its row filter or column list, which is not lifted here")
-    if view.found is not None and gap.operations:
-        after = replace(view.content, operations=view.content.operations | set(gap.operations))
+    if view.found is not None and lack.operations:
+        after = replace(view.content, operations=view.content.operations | set(lack.operations))
         for other in restricted_too_far(conn, view.found, after):
             if other.oid not in lifted:
                 why = "row filter or column list and replica identity do not fit together"
