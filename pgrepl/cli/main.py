@@ -24,7 +24,9 @@ _COMMANDS = {
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",
+    "state": "pgrepl.cli.state:state",
     "tail": "pgrepl.cli.tail:tail",
+    "teardown": "pgrepl.cli.teardown:teardown",
 }
 
 

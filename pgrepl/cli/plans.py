@@ -1,19 +1,14 @@
-"""A plan for the server, as people and programs are shown it: before it is done, and after."""
+"""How plans of ``setup``, ``teardown`` and ``publications`` are shown."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from pgrepl.cli.diagnostics import ExitCode
-from pgrepl.errors import OperationError
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rich.console import Group, RenderableType
+    from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -23,8 +18,9 @@ if TYPE_CHECKING:
 _MARKS = {
     "created": ("+", "green"),
     "altered": ("~", "green"),
+    "dropped": ("-", "green"),
     "exists": ("✓", "green"),
-    "skipped": ("-", "yellow"),
+    "skipped": ("·", "yellow"),
     "planned": ("+", "cyan"),
     "needs_superuser": ("!", "red"),
 }
@@ -32,8 +28,8 @@ _MARKS = {
 _SHOWN_LENGTH = 160
 
 
-def ask(run: Run, plans: Sequence[Plan], question: str) -> None:
-    """Show what the plans would do, and ask; raises OperationError unless the answer is yes."""
+def preview(run: Run, plans: Sequence[Plan]) -> None:
+    """Show on stderr what would be done, before the question whether it may be."""
     from rich.console import Console
 
     from pgrepl.cli.diagnostics import use_color
@@ -42,38 +38,29 @@ def ask(run: Run, plans: Sequence[Plan], question: str) -> None:
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, no_color=not colored)
     left = [step for plan in plans for step in plan.steps if step.status != "exists"]
     console.print(_table(_rows(run, left, terminal=True)))
-    if not click.confirm(question, err=True):
-        raise OperationError("not confirmed, nothing was changed")
 
 
-def emit(run: Run, plans: Sequence[Plan], *, command: str, dry_run_lock_timeout: float | None) -> int:
-    """Print plans, done or with --dry-run to be done by ``command``; on stderr what is to be known, and what is left.
-
-    Returns the exit code.
-    """
+def show(run: Run, plans: Sequence[Plan], dry_run_lock_timeout: float | None) -> None:
+    """Print what was done and what is left, or of a dry run the script."""
     from pgrepl import provision
     from pgrepl.cli import output
 
     if dry_run_lock_timeout is not None and run.output_format == "table":
-        run.print_script(provision.dry_run_script(*plans, lock_timeout=dry_run_lock_timeout, command=command))
-    else:
-        needs = provision.needs_script(*plans)
-        steps = [step for plan in plans for step in plan.steps]
-        output.emit(
-            {"steps": [_step_document(step) for step in steps], "needs": needs},
-            output_format=run.output_format,
-            color=run.color,
-            table=lambda: _report(run, steps, needs),
-        )
-    for note in [note for plan in plans for note in plan.notes]:
-        run.report.warning(note.text, hint=note.hint)
-    if any(plan.left_out for plan in plans):
-        run.report.warning(
-            "what the connected role may not do is left",
-            hint=f"have the script run by psql as a superuser, then run {command} again",
-        )
-        return ExitCode.FINDINGS
-    return ExitCode.OK
+        run.print_script(provision.dry_run_script(*plans, lock_timeout=dry_run_lock_timeout))
+        return
+    needs = provision.needs_script(*plans)
+    steps = [step for plan in plans for step in plan.steps]
+    document = {"steps": [_step_document(step) for step in steps], "needs": needs}
+    output.emit(
+        document,
+        output_format=run.output_format,
+        color=run.color,
+        table=lambda: _report(run, steps),
+    )
+    if needs and run.output_format == "table":
+        # Not through the console: a line of SQL that is wrapped is another one when it is copied.
+        sys.stdout.write(f"\n{needs}")
+        sys.stdout.flush()
 
 
 def _step_document(step: Step) -> dict[str, Any]:
@@ -85,17 +72,11 @@ def _step_document(step: Step) -> dict[str, Any]:
     }
 
 
-def _report(run: Run, steps: Sequence[Step], needs: str | None) -> Group:
-    from rich.console import Group
-    from rich.text import Text
-
+def _report(run: Run, steps: Sequence[Step]) -> RenderableType:
     terminal = sys.stdout.isatty()
     rows = _rows(run, steps, terminal=terminal)
     # A table pads every line to the longest one, which with all names shown can be very long.
-    parts: list[RenderableType] = [_table(rows) if terminal else _lines(rows)]
-    if needs:
-        parts += [Text(""), Text(needs.rstrip("\n"))]
-    return Group(*parts)
+    return _table(rows) if terminal else _lines(rows)
 
 
 def _rows(run: Run, steps: Iterable[Step], *, terminal: bool) -> list[tuple[str, str, str, str, str]]:
@@ -103,6 +84,8 @@ def _rows(run: Run, steps: Iterable[Step], *, terminal: bool) -> list[tuple[str,
     rows: list[tuple[str, str, str, str, str]] = []
     for step in steps:
         mark, style = _MARKS[step.status]
+        if step.status == "planned" and step.outcome == "dropped":
+            mark, style = "-", "red"
         summary = step.summary
         if terminal and run.report.verbosity < 1 and len(summary) > _SHOWN_LENGTH:
             summary = f"{summary[:_SHOWN_LENGTH].rsplit(', ', 1)[0]}, …"

@@ -13,7 +13,7 @@ from pgrepl.cli import plans
 from pgrepl.cli.completion import complete_publications
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, SCHEMA_NAME, TABLE_NAME, Group, Run, command_options
-from pgrepl.errors import InputError
+from pgrepl.errors import InputError, OperationError
 from pgrepl.units import size_text
 
 if TYPE_CHECKING:
@@ -355,7 +355,6 @@ def create(
     return _change(
         run,
         lambda conn: provision.plan_create(conn, wanted),
-        "create",
         f"Create publication {name}",
         lock_timeout=lock_timeout,
         dry_run=dry_run,
@@ -398,7 +397,6 @@ def add(
     return _change(
         run,
         lambda conn: provision.plan_add(conn, wanted),
-        "add",
         f"Change publication {name}",
         lock_timeout=lock_timeout,
         dry_run=dry_run,
@@ -436,7 +434,6 @@ def remove(
     return _change(
         run,
         lambda conn: provision.plan_remove(conn, name, tables=tables, schemas=schemas, if_exists=if_exists),
-        "remove",
         f"Change publication {name}",
         lock_timeout=lock_timeout,
         dry_run=dry_run,
@@ -457,7 +454,6 @@ def _split(publish: str | None) -> tuple[str, ...] | None:
 def _change(
     run: Run,
     make_plan: Callable[[psycopg.Connection], Plan],
-    command: str,
     question: str,
     *,
     lock_timeout: float,
@@ -473,15 +469,21 @@ def _change(
     with _connection(run) as conn:
         plan = make_plan(conn)
         if not dry_run and not yes and plan.has_work:
-            plans.ask(run, [plan], f"{question} in database {plan.database} like this?")
+            plans.preview(run, [plan])
+            if not click.confirm(f"{question} in database {plan.database} like this?", err=True):
+                raise OperationError("not confirmed, nothing was changed")
         if not dry_run:
             plan = provision.apply(conn, plan, lock_timeout=lock_timeout)
-    return plans.emit(
-        run,
-        [plan],
-        command=f"publications {command}",
-        dry_run_lock_timeout=lock_timeout if dry_run else None,
-    )
+    plans.show(run, [plan], lock_timeout if dry_run else None)
+    for note in plan.notes:
+        run.report.warning(note.text, hint=note.hint)
+    if plan.left_out:
+        run.report.warning(
+            "what the connected role may not do is left",
+            hint=f"have the script run by psql as a superuser, then run {plan.command} again",
+        )
+        return ExitCode.FINDINGS
+    return ExitCode.OK
 
 
 def _printable(text: str) -> str:

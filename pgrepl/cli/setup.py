@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgrepl.cli import plans
 from pgrepl.cli.completion import complete_files, complete_publications
-from pgrepl.cli.diagnostics import EXIT_CODES_HELP
+from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, TABLE_NAME, Run, command_options, read_password_file
-from pgrepl.errors import InputError
+from pgrepl.errors import InputError, OperationError
+
+if TYPE_CHECKING:
+    from pgrepl.config import Pipeline
 
 _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 
@@ -40,7 +43,17 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 )
 @click.option("--skip-keyless", is_flag=True, help="Leave out tables without a usable replica identity.")
 @click.option(
-    "--only", type=click.Choice(["check", "role", "publication"]), help="Do this part alone, after the checks."
+    "--store",
+    type=click.Choice(["memory", "postgres", "bookmarks"]),
+    help="Make what this store needs: functions for pgsense-rs, tables of schema etl, a table of bookmarks; default:"
+    " what the configuration says, else nothing.",
+)
+@click.option("--state-dsn", metavar="DSN", help="The database for the bookmarks; default: the same.")
+@click.option("--state-table", metavar="NAME", help="The table of bookmarks; default: faucet_state.")
+@click.option(
+    "--only",
+    type=click.Choice(["check", "role", "publication", "schema", "migrations"]),
+    help="Do this part alone, after the checks.",
 )
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
@@ -55,9 +68,11 @@ def setup(
     lock_timeout: float,
     dry_run: bool,
     yes: bool,
+    state_dsn: str | None,
+    state_table: str | None,
     **options: Any,
 ) -> int:
-    """Get a server ready for logical replication: checks, a role with the least privileges, a publication.
+    """Get a server ready for logical replication: checks, a least-privileged role, a publication, a place for state.
 
     What exists stays and what is missing is added, all in one transaction; nothing is dropped or weakened. What the
     connected role may not do is left out and printed as a script for psql.
@@ -66,6 +81,8 @@ def setup(
     Example: pgrepl setup orders_pub --role cdc --table shop.orders --table shop.items
     """
     from pgrepl import connection, provision
+    from pgrepl.cli import plans as plans_output
+    from pgrepl.conninfo import parse
 
     needs_consent = not dry_run and options["only"] != "check"
     if needs_consent and not yes and not sys.stdin.isatty():
@@ -74,21 +91,59 @@ def setup(
         )
     if options["role"] is None and (password_file or password_prompt):
         raise InputError("no role is named", hint="name it with --role")
+    pipeline = _configured(run)
+    store = options.pop("store") or (pipeline.store if pipeline else None)
+    state = None
+    if state_dsn is not None:
+        state = parse(state_dsn, "--state-dsn")
+        if state.has_password:
+            run.report.warning(
+                "the password in --state-dsn can be seen in the process list", hint="use ~/.pgpass or a service"
+            )
+    elif store == "bookmarks" and pipeline and pipeline.state_dsn:
+        state = parse(pipeline.state_dsn, "state_dsn")
+    if state_table is None and store == "bookmarks" and pipeline:
+        state_table = pipeline.state_table
     wanted = provision.Wanted(
         publication=run.publication(publication) or provision.DEFAULT_PUBLICATION,
         password=_password(options["role"], password_file, password_prompt),
         tables=tuple(options.pop("tables")),
         schemas=tuple(map(_schema, options.pop("schemas"))),
+        store=store,
+        state_table=provision.DEFAULT_BOOKMARKS if state_table is None else state_table,
+        state_elsewhere=state is not None,
         publish=None if publish is None else tuple(part.strip() for part in publish.split(",") if part.strip()),
         **options,
     )
-    with connection.connect(run.target, "pgrepl setup") as conn:
-        plan = provision.plan(conn, wanted)
-        if needs_consent and not yes and plan.has_work:
-            plans.ask(run, [plan], f"Set up database {plan.database} like this?")
+    with ExitStack() as connections:
+        conn = connections.enter_context(connection.connect(run.target, "pgrepl setup"))
+        plans = [(conn, provision.plan(conn, wanted))]
+        if state is not None and wanted.only in (None, "schema"):
+            other = connections.enter_context(connection.connect(state, "pgrepl setup"))
+            plans.append((other, provision.plan_bookmarks(other, wanted, plans[0][1])))
+        if needs_consent and not yes and any(plan.has_work for _, plan in plans):
+            databases = " and ".join(plan.database for _, plan in plans)
+            plans_output.preview(run, [plan for _, plan in plans])
+            if not click.confirm(f"Set up database {databases} like this?", err=True):
+                raise OperationError("not confirmed, nothing was changed")
         if not dry_run:
-            plan = provision.apply(conn, plan, lock_timeout=lock_timeout)
-    return plans.emit(run, [plan], command="setup", dry_run_lock_timeout=lock_timeout if dry_run else None)
+            plans = [(each, provision.apply(each, plan, lock_timeout=lock_timeout)) for each, plan in plans]
+    done = [plan for _, plan in plans]
+    plans_output.show(run, done, lock_timeout if dry_run else None)
+    for note in [note for plan in done for note in plan.notes]:
+        run.report.warning(note.text, hint=note.hint)
+    if any(plan.left_out for plan in done):
+        run.report.warning(
+            "what the connected role may not do is left",
+            hint="have the script run by psql as a superuser, then run setup again",
+        )
+        return ExitCode.FINDINGS
+    return ExitCode.OK
+
+
+def _configured(run: Run) -> Pipeline | None:
+    """What the configuration says of the store, where the configuration is in use at all."""
+    return run.config.pipeline if run.database is not None or run.config_path is not None else None
 
 
 def _password(role: str | None, file: str | None, prompt: bool) -> str | None:

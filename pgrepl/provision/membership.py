@@ -28,7 +28,7 @@ def plan_create(conn: psycopg.Connection, wanted: Wanted) -> Plan:
         raise OperationError(
             f"publication {wanted.publication!r} exists", hint="pgrepl publications add puts more into it"
         )
-    return _plan(conn, wanted)
+    return _plan(conn, wanted, "publications create")
 
 
 def plan_add(conn: psycopg.Connection, wanted: Wanted) -> Plan:
@@ -37,13 +37,13 @@ def plan_add(conn: psycopg.Connection, wanted: Wanted) -> Plan:
     Raises OperationError as ``plan_create`` does, but when there is no publication of that name.
     """
     find_publication(conn, wanted.publication)
-    return _plan(conn, wanted)
+    return _plan(conn, wanted, "publications add")
 
 
-def _plan(conn: psycopg.Connection, wanted: Wanted) -> Plan:
+def _plan(conn: psycopg.Connection, wanted: Wanted, command: str) -> Plan:
     session = inventory.session(conn)
     planned = publication_steps(conn, session, wanted, inventory.tables(conn))
-    return Plan(session.database, tuple(planned.steps), tuple(planned.notes))
+    return Plan(session.database, tuple(planned.steps), tuple(planned.notes), command=command)
 
 
 def plan_remove(
@@ -97,7 +97,7 @@ def plan_remove(
         steps.insert(0, Step("publication", status, publication, summary, tuple(statements), "altered"))
         if len(chosen) == len(content.tables) and len(kept) == len(content.schemas):
             notes.append(Note(f"publication {publication} is empty then, and its stream says nothing"))
-    return Plan(session.database, tuple(steps), tuple(notes))
+    return Plan(session.database, tuple(steps), tuple(notes), command="publications remove")
 
 
 def find_publication(conn: psycopg.Connection, name: str) -> publications.Publication:

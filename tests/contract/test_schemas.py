@@ -22,7 +22,7 @@ from tests import schemas
 from tests.command import pgrepl
 from tests.contract.commands import context_of, leaves
 from tests.servers.database import Database
-from tests.tail.running import Tail
+from tests.tail.running import Tail, run_tail
 
 SHOP = """
 CREATE SCHEMA shop;
@@ -131,6 +131,30 @@ def test_setup(shop: Database) -> None:
     assert run("setup", *arguments, "--dry-run", database=shop, user="visitor")["needs"]
     assert_strict("setup", run("setup", *arguments, "--yes", database=shop))
     assert run("setup", *arguments, "--yes", database=shop)["needs"] is None
+
+
+def test_setup_and_teardown_of_a_store(shop: Database) -> None:
+    shop.psql("CREATE ROLE visitor LOGIN")
+    made = run("setup", "pub", "--table", "shop.orders", "--store", "postgres", "--role", "cdc", "--yes", database=shop)
+    assert {"schema", "migrations"} <= {step["step"] for step in made["steps"]}
+    arguments = ["pub", "--role", "cdc", "--all"]
+    run("teardown", *arguments, "--dry-run", database=shop, user="visitor")
+    run("teardown", *arguments, "--dry-run", database=shop)
+    assert_strict("teardown", run("teardown", *arguments, "--yes", database=shop))
+    assert run("teardown", *arguments, "--yes", database=shop)["needs"] is None
+
+
+def test_state(shop: Database) -> None:
+    shop.psql("CREATE TABLE other (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE other")
+    assert pgrepl("migrations", "apply", "--yes", "-d", shop.dsn()).returncode == 0
+    empty = run("state show", database=shop)
+    assert (empty["tables"], empty["position"]) == ([], None)
+    assert run_tail("pub", "--store", "postgres", "--until-lsn", "now", dsn=shop.dsn()).code == 0
+    shop.psql("DROP TABLE other CASCADE")
+    assert_strict("state show", run("state show", database=shop))
+    table = run("state show", database=shop)["tables"][0]
+    history = run("state history", str(table["oid"]), database=shop)
+    assert_strict("state history", history, "metadata")
 
 
 def test_slots(shop: Database) -> None:
