@@ -149,7 +149,9 @@ def tail(
     to_terminal = output is None and sys.stdout.isatty()
     chosen = "json" if as_json else output_format or ("pretty" if to_terminal else "json")
     target = run.target
-    store = store or "memory"
+    store = store or run.config.pipeline.store or "memory"
+    if store == "bookmarks":
+        raise InputError("tail does not keep its state in bookmarks yet", hint="--store memory or --store postgres")
     if append and overwrite:
         raise click.UsageError("--append and --overwrite contradict each other")
     if store != "memory" and slot is not None:

@@ -147,6 +147,11 @@ class Session:
         state = self._run.store.load() if self._persistent else StoredState()
         how = self._resume(state, facts)
         if how.how == "fresh":
+            if self._persistent and isinstance(self._run.store, MemoryStore):
+                raise OperationError(
+                    f"slot {name} does not exist",
+                    hint=f"'pgrepl slots create {name} --publication …' makes it; without --slot nothing is left behind",
+                )
             return self._fresh(name, tables)
         assert how.position is not None
         if how.how == "take_over":
@@ -190,7 +195,10 @@ class Session:
                 raise StartAgain(str(error)) from None
             raise
         published = prepared.tables if prepared else tables
-        self._store(lambda: self._run.store.begin(self._identity, slot.consistent_point, [t.oid for t in published]))
+        oids = [table.oid for table in published]
+        self._store(lambda: self._run.store.begin(self._identity, slot.consistent_point, oids if copy else ()))
+        if not copy:
+            self._store(lambda: self._run.store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
         states = {table.oid: TableState(phase) for table in published}
         self._known = dict(prepared.known) if prepared else {}

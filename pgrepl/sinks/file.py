@@ -168,14 +168,6 @@ class FileSink:
             sidecar.write(self._path, self._sidecar)
         self._durable = position
 
-    def reopen(self) -> None:
-        """Let go of the file and open its name again, for a rotation that has moved it away. Raises OperationError."""
-        self.sync()
-        if self._sidecar is not None:
-            raise OperationError(f"{self._path} cannot be rotated in the middle of a transaction")
-        os.close(self._fd)
-        self._fd = self._open()
-
     def close(self) -> None:
         """Sync and close; a second call does nothing."""
         if self._fd < 0:

@@ -213,3 +213,31 @@ def test_state_is_not_written_beside_a_running_pipeline(etl: Database) -> None:
         assert refused.returncode == 1
         assert "is active" in refused.stderr
         assert tail.stop().code == 143
+
+
+def test_a_slot_that_is_there_is_read_and_left(database: Database) -> None:
+    """With the memory store and --slot: from its confirmed position, each table copied, nothing made or dropped."""
+    database.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)")
+    missing = run_tail("pub", "--slot", "mine", dsn=database.dsn())
+    assert (missing.code, missing.stdout) == (1, "")
+    assert "slot mine does not exist" in missing.stderr
+    with database.connect() as connection:
+        connection.execute("SELECT pg_create_logical_replication_slot('mine', 'pgoutput')")
+        connection.execute("INSERT INTO t VALUES (2)")
+        first = run_tail("pub", "--slot", "mine", "--until-lsn", "now", dsn=database.dsn())
+        connection.execute("INSERT INTO t VALUES (3)")
+        second = run_tail("pub", "--slot", "mine", "--snapshot", "never", "--until-lsn", "now", dsn=database.dsn())
+        left = connection.execute("SELECT slot_name FROM pg_replication_slots WHERE database = %s", [database.name])
+        assert left.fetchall() == [("mine",)]
+    assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
+    assert sorted(event["new"]["id"] for event in first.events if "new" in event) == [1, 2]
+    assert [(event["op"], event["new"]["id"]) for event in second.events] == [("insert", 3)]
+
+
+def test_without_a_snapshot_a_table_is_ready_at_once(etl: Database) -> None:
+    etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)")
+    options = ["pub", "--store", "postgres", "--until-lsn", "now"]
+    assert run_tail(*options, "--snapshot", "never", dsn=etl.dsn()).stdout == ""
+    etl.psql("INSERT INTO t VALUES (2)")
+    finished = run_tail(*options, dsn=etl.dsn())
+    assert [(event["op"], event["new"]["id"]) for event in finished.events] == [("insert", 2)]
