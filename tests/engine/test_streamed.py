@@ -252,6 +252,18 @@ def test_a_relation_that_arrived_later_is_repeated_after_an_older_one(spool: Spo
     )
 
 
+@pytest.mark.parametrize("first", [8, 9])
+def test_of_two_transactions_in_blocks_the_later_relation_is_valid(spool: Spool, first: int) -> None:
+    older, newer = table("a", "b"), table("a")
+    blocks = [start(8), inside(8, older), _STOP, start(9), inside(9, newer), _STOP]
+    commits = {xid: b"c" + xid.to_bytes(4) + _COMMIT[5:] for xid in (8, 9)}
+    streamed = StreamedTransactions(spool)
+    seen = []
+    for data in [*blocks, commits[first], commits[17 - first], *plain(5, insert(b"1"))]:
+        seen += [decode(each) for _, each in streamed.feed(Lsn(0), data)]
+    assert [message for message in seen if isinstance(message, Relation)][-1] == newer
+
+
 def test_messages_in_blocks(spool: Spool) -> None:
     kept, aside = Message(True, Lsn(1), "p", b""), Message(False, Lsn(2), "p", b"")
     block = [start(9), inside(9, kept), inside(9, aside), inside(10, insert(b"1")), _STOP]
