@@ -18,8 +18,14 @@ class ColumnDescription:
     type_modifier: int
     type_name: str
     nullable: bool
-    in_primary_key: bool
     in_identity_index: bool
+    # Its place in the primary key, from 1; None for a column that is not in it.
+    primary_key_place: int | None
+
+    @property
+    def in_primary_key(self) -> bool:
+        """Whether the column is part of the primary key."""
+        return self.primary_key_place is not None
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class TableDescription:
 _DESCRIBE = """
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
        a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       coalesce(a.attnum = ANY (p.key), false), coalesce(a.attnum = ANY (r.key), false)
+       coalesce(a.attnum = ANY (r.key), false), pg_catalog.array_position(p.key, a.attnum)
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -66,8 +72,11 @@ SELECT DISTINCT w.oid
  CROSS JOIN LATERAL (
        SELECT w.oid AS leaf UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(w.oid) t) l
   LEFT JOIN pg_catalog.pg_class c ON c.oid = l.leaf
+  LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid IS NULL
     OR c.relkind IN ('r', 't', 'm') AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(l.leaf)
+    OR l.leaf = w.oid
+       AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', n.nspname, c.relname))::oid IS DISTINCT FROM w.oid
 """
 
 
@@ -76,8 +85,9 @@ def replaced_since_snapshot(connection: psycopg.Connection, oids: Collection[int
 
     TRUNCATE and rewriting ALTERs put a new file in place of the old one, for every snapshot at once. ``pg_class`` is
     read as the snapshot sees it, ``pg_relation_filenode`` tells the file of now; where they differ, for the table or
-    any of its partitions, an older snapshot would silently read an empty or a changed table. Only a lock on the table
-    held before makes the answer last (PostgreSQL documentation, MVCC Caveats).
+    any of its partitions, an older snapshot would silently read an empty or a changed table. So would one that reads by
+    name, which ``to_regclass`` looks up as of now, when another table has taken it. Only a lock on the table held
+    before makes the answer last (PostgreSQL documentation, MVCC Caveats).
     """
     return [oid for (oid,) in connection.execute(_REPLACED, [list(oids)])]
 
@@ -91,3 +101,33 @@ def lockable(connection: psycopg.Connection, oids: Collection[int]) -> set[int]:
             [list(oids)],
         )
     }
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A table that holds rows: a published table or a partition of it; ``readable`` by SELECT on all of it."""
+
+    table: int
+    oid: int
+    schema: str
+    name: str
+    blocks: int
+    readable: bool
+
+
+_LEAVES = """
+SELECT w.oid, c.oid, n.nspname, c.relname,
+       coalesce(pg_catalog.pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+  FROM unnest(%s::oid[]) AS w (oid)
+ CROSS JOIN LATERAL (
+       SELECT w.oid AS leaf UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(w.oid) t WHERE t.isleaf) l
+  JOIN pg_catalog.pg_class c ON c.oid = l.leaf AND c.relkind = 'r'
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ ORDER BY w.oid, c.oid
+"""
+
+
+def leaves(connection: psycopg.Connection, oids: Collection[int]) -> list[Leaf]:
+    """List the tables that hold the rows of these, by table and OID, with their sizes of now."""
+    return [Leaf(*row) for row in connection.execute(_LEAVES, [list(oids)])]

@@ -77,7 +77,7 @@ _SHOWN_FIX = 600
     help="Which findings make the exit code 1; warn and unknown include fail.",
 )
 @click.option("--fix-sql", is_flag=True, help="Print the fixes as a script for psql, and nothing else.")
-@command_options()
+@command_options(all_databases=True)
 def doctor(
     run: Run,
     publication: str | None,
@@ -114,8 +114,7 @@ def doctor(
         skip=skip,
     )
     if fix_sql:
-        sys.stdout.write(report.fix_sql())
-        sys.stdout.flush()
+        run.print_script(report.fix_sql())
     elif run.output_format == "table":
         _print(output.console(run.color), report)
     else:

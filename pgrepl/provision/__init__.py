@@ -1,12 +1,15 @@
-"""Setting a server up for logical replication: plan first, then apply, all or nothing."""
+"""Setting a server up for logical replication, and the way back: plan first, then apply, all or nothing."""
 
 from pgrepl.provision.apply import DEFAULT_LOCK_TIMEOUT, apply
-from pgrepl.provision.plan import plan
+from pgrepl.provision.plan import plan, plan_bookmarks
 from pgrepl.provision.script import dry_run_script, needs_script
 from pgrepl.provision.steps import Note, Plan, Statement, Step
+from pgrepl.provision.teardown import Unwanted, plan_teardown
 from pgrepl.provision.wanted import DEFAULT_PUBLICATION, OPERATIONS, Wanted
+from pgrepl.stores.tables import DEFAULT_BOOKMARKS
 
 __all__ = [
+    "DEFAULT_BOOKMARKS",
     "DEFAULT_LOCK_TIMEOUT",
     "DEFAULT_PUBLICATION",
     "OPERATIONS",
@@ -14,9 +17,12 @@ __all__ = [
     "Plan",
     "Statement",
     "Step",
+    "Unwanted",
     "Wanted",
     "apply",
     "dry_run_script",
     "needs_script",
     "plan",
+    "plan_bookmarks",
+    "plan_teardown",
 ]

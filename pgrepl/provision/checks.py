@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _OLDEST = 16
 
 
-def check(conn: psycopg.Connection) -> tuple[list[Step], list[Note]]:
-    """Check version, wal_level and the room for a slot and a walsender.
+def check(conn: psycopg.Connection) -> tuple[catalog.Server, list[Step], list[Note]]:
+    """Check version, wal_level and the room for a slot and a walsender; return the server with the steps and notes.
 
     Raises OperationError at the first that does not fit: nothing that is set up on such a server would work.
     """
@@ -65,4 +65,4 @@ def check(conn: psycopg.Connection) -> tuple[list[Step], list[Note]]:
                 "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();",
             )
         )
-    return steps, notes
+    return server, steps, notes

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pgrepl.catalog import provider
 from pgrepl.errors import OperationError
 from pgrepl.names import quote_ident
 
@@ -15,13 +16,12 @@ if TYPE_CHECKING:
 # Where supabase/etl keeps its state: published, the state's own changes would be changes to keep state about.
 STATE_SCHEMA = "etl"
 
-# Roles of managed services that stand for REPLICATION, an attribute that cannot be given there.
-_GRANTABLE_FOR_REPLICATION = ("rds_replication", "mdb_replication")
-
 _SESSION = """
 SELECT r.rolname::text, r.rolsuper, r.rolcreaterole, r.rolreplication, current_database()::text,
        has_database_privilege(current_database(), 'CREATE'),
-       has_database_privilege(current_database(), 'CONNECT WITH GRANT OPTION')
+       has_database_privilege(current_database(), 'CONNECT WITH GRANT OPTION'),
+       has_database_privilege(current_database(), 'CREATE WITH GRANT OPTION'),
+       current_setting('createrole_self_grant') ~ 'set'
 FROM pg_catalog.pg_roles r
 WHERE r.rolname = current_user
 """
@@ -39,7 +39,8 @@ class Session:
     """The connected role and what it may do.
 
     ``provider_role`` is the role of a managed service that stands for REPLICATION, and ``grants_provider_role`` whether
-    the connected role may make others its members.
+    the connected role may make others its members. ``becomes_new_roles`` is whether it may SET ROLE to what it creates.
+    ``managed`` is whether this is a managed service's server.
     """
 
     role: str
@@ -49,8 +50,11 @@ class Session:
     database: str
     create_in_database: bool
     grants_connect: bool
+    grants_create: bool
+    becomes_new_roles: bool
     provider_role: str | None
     grants_provider_role: bool
+    managed: bool
 
     @property
     def creates_replication_roles(self) -> bool:
@@ -69,8 +73,8 @@ def session(conn: psycopg.Connection) -> Session:
     """Read what the connected role may do."""
     row = conn.execute(_SESSION).fetchone()
     assert row is not None
-    provider = conn.execute(_PROVIDER_ROLE, [list(_GRANTABLE_FOR_REPLICATION)]).fetchone() or (None, False)
-    return Session(*row, *provider)
+    found = conn.execute(_PROVIDER_ROLE, [list(provider.REPLICATION_ROLES.values())]).fetchone()
+    return Session(*row, *(found or (None, False)), *[provider.traces(conn).managed])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,9 @@
 Decision on ``--all-tables``, which has to keep the state of supabase/etl out of a stream that would feed on itself:
 
 - A superuser gets FOR ALL TABLES as long as schema ``etl`` holds no table that could be published (with pgrepl's memory
-  store it holds functions only), else TABLES IN SCHEMA of every user schema but ``etl``. Both take in future tables.
+  store it holds functions only) and the postgres store is not to be made, else TABLES IN SCHEMA of every user schema
+  but ``etl``. Both take in future tables.
+- A table of bookmarks in the same database is kept out by listing the tables of its schema.
 - When tables without a replica identity are to be left out (``--skip-keyless``), neither form can do that: then it is
   TABLES IN SCHEMA where nothing is left out, and elsewhere the tables are listed, and future ones are not in it.
 - Without superuser neither may be made: the tables of the connected role are listed, those of others go into the script
@@ -23,6 +25,7 @@ from pgrepl.names import quote_ident
 from pgrepl.provision.inventory import STATE_SCHEMA, Session, Table, Tables, named
 from pgrepl.provision.steps import Note, Statement, Status, Step
 from pgrepl.provision.wanted import OPERATIONS, Wanted
+from pgrepl.stores.tables import BOOKMARKS_SCHEMA
 
 if TYPE_CHECKING:
     import psycopg
@@ -144,10 +147,22 @@ def _asked_for(
         return _Addition(all_tables=True)
     if wanted.all_tables:
         if not session.superuser:
-            return _Addition(tables=tuple(table for table in tables if table.schema != STATE_SCHEMA))
-        if before is None and not any(table.schema == STATE_SCHEMA for table in tables):
+            return _Addition(
+                tables=tuple(table for table in tables if not wanted.keeps_state_in(table.schema, table.name))
+            )
+        if before is None and not wanted.state_here and not any(table.schema == STATE_SCHEMA for table in tables):
             return _Addition(all_tables=True)
-        return _Addition(schemas=_all_schemas(tables))
+        schemas = _all_schemas(tables)
+        if wanted.store != "bookmarks" or not wanted.state_here:
+            return _Addition(schemas=schemas)
+        return _Addition(
+            schemas=tuple(schema for schema in schemas if schema != BOOKMARKS_SCHEMA),
+            tables=tuple(
+                table
+                for table in tables
+                if table.schema == BOOKMARKS_SCHEMA and not wanted.keeps_state_in(table.schema, table.name)
+            ),
+        )
     return _Addition()
 
 
@@ -203,14 +218,38 @@ def _notes(wanted: Wanted, before: Content | None, after: Content, addition: _Ad
         notes.append(
             Note(f"{name} publishes partitions under their own names", "--via-root changes that for all of them")
         )
-    if any(table.schema == STATE_SCHEMA and after.covers(table, tables) for table in tables):
+    if wanted.all_tables and addition.schemas:
+        notes.append(
+            Note(
+                f"{name} takes in the schemas of now and their future tables: {', '.join(addition.schemas)}",
+                f"schema {STATE_SCHEMA} stays out; run setup again when there is a new schema",
+            )
+        )
+    published_state = any(table.schema == STATE_SCHEMA and after.covers(table, tables) for table in tables)
+    if published_state or (after.all_tables and wanted.store == "postgres"):
         notes.append(
             Note(
                 f"{name} takes in tables of schema {STATE_SCHEMA}: a stream of its own state feeds itself",
                 "a publication made with --all-tables leaves that schema out",
             )
         )
+    if _publishes_bookmarks(wanted, after, tables):
+        notes.append(
+            Note(
+                f"{name} takes in the table of bookmarks: a stream of its own state feeds itself",
+                "keep it in another database with --state-dsn, or list tables",
+            )
+        )
     return notes
+
+
+def _publishes_bookmarks(wanted: Wanted, after: Content, tables: Tables) -> bool:
+    if wanted.store != "bookmarks" or not wanted.state_here:
+        return False
+    table = tables.by_name.get((BOOKMARKS_SCHEMA, wanted.state_table))
+    if table is not None and after.covers(table, tables):
+        return True
+    return after.all_tables or tables.schemas.get(BOOKMARKS_SCHEMA) in after.schemas
 
 
 def _join(content: Content, addition: _Addition, tables: Tables) -> Content:
@@ -270,7 +309,7 @@ def _list_instead(addition: _Addition, before: Content, broken: Iterable[Table],
     schemas = _all_schemas(tables) if addition.all_tables else addition.schemas
     candidates = list(addition.tables)
     if schemas:
-        candidates = [table for table in tables if table.schema in schemas_with_gaps & set(schemas)]
+        candidates += [table for table in tables if table.schema in schemas_with_gaps & set(schemas)]
     whole = tuple(schema for schema in schemas if schema not in schemas_with_gaps)
     covered = _join(before, _Addition(schemas=whole), tables)
     listed = _Addition(

@@ -107,17 +107,23 @@ class Walsender:
             raise OperationError(f"wal_sender_timeout has the unexpected value {text!r}")
         return int(match[1]) * {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, None: 0.001}[match[2]]
 
-    def create_temporary_slot(self, name: str, waiting: Waiting | None = None) -> CreatedSlot:
-        """Create a slot that lives as long as this connection, and export the snapshot that fits its consistent point.
+    def create_slot(self, name: str, *, temporary: bool, waiting: Waiting | None = None) -> CreatedSlot:
+        """Create a slot and export the snapshot that fits its consistent point.
 
-        The server waits for all running transactions to end. The snapshot can be imported until the next command.
+        A temporary one lives as long as this connection. The server waits for all running transactions to end. The
+        snapshot can be imported until the next command.
         """
         quoted = quote_ident(check_slot_name(name))
-        command = f"CREATE_REPLICATION_SLOT {quoted} TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')"
+        kind = "TEMPORARY " if temporary else ""
+        command = f"CREATE_REPLICATION_SLOT {quoted} {kind}LOGICAL pgoutput (SNAPSHOT 'export')"
         ((slot, point, snapshot, _plugin),) = self.query(command, waiting)
         assert slot is not None
         assert point is not None
         return CreatedSlot(slot, Lsn.parse(point), snapshot)
+
+    def drop_slot(self, name: str) -> None:
+        """Drop a slot, waiting for whoever lets go of it just now."""
+        self.query(f"DROP_REPLICATION_SLOT {quote_ident(name)} WAIT")
 
     def start_replication(
         self, slot: str, start: Lsn, publications: Sequence[str], *, protocol: int = 1, streaming: bool = False
