@@ -52,6 +52,13 @@ def complete_slots(ctx: click.Context, param: click.Parameter, incomplete: str) 
     ]
 
 
+def complete_checks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the id of a check."""
+    from pgrepl.doctor import check_ids
+
+    return [name for name in check_ids() if name.startswith(incomplete)]
+
+
 def complete_databases(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a configured database."""
     from pgrepl import config

@@ -19,6 +19,7 @@ from pgrepl.errors import OperationError, PgreplError
 _COMMANDS = {
     "config": "pgrepl.cli.config:config",
     "doctor": "pgrepl.cli.doctor:doctor",
+    "explain": "pgrepl.cli.explain:explain",
     "migrations": "pgrepl.cli.migrations:migrations",
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",

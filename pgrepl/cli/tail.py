@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pgrepl.cli.completion import complete_files, complete_publication_list
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
-from pgrepl.cli.options import DURATION, LSN, TABLE_NAME, Run, command_options
+from pgrepl.cli.options import DURATION, LSN, SIZE, TABLE_NAME, Run, command_options
 from pgrepl.errors import InputError
 from pgrepl.lsn import Lsn
 
@@ -87,6 +88,10 @@ class _UntilType(click.ParamType[object]):
 )
 @click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Workers that copy; default up to 4, by CPUs.")
 @click.option("--refresh", type=DURATION, help="Read the publication again this often; SIGUSR1 does it at once.")
+@click.option("--spool-dir", metavar="DIR", help="Where changes wait for a copy; default $XDG_STATE_HOME/pgrepl.")
+@click.option(
+    "--spool-limit", type=SIZE, default="10GB", show_default=True, help="At this size the stream waits for the copy."
+)
 @click.option("--accept-slot-position", is_flag=True, help="Go on from a slot that is ahead of the state.")
 @click.option(
     "--output-timeout", type=DURATION, default="5m", show_default=True, help="How long a failing store is tried again."
@@ -118,6 +123,8 @@ def tail(
     pipeline_id: int | None,
     jobs: int | None,
     refresh: float | None,
+    spool_dir: str | None,
+    spool_limit: int,
     accept_slot_position: bool,
     output_timeout: float,
     transactions: bool,
@@ -148,6 +155,7 @@ def tail(
     if store != "memory" and slot is not None:
         raise click.UsageError("--slot goes with --store memory; another pipeline is --pipeline-id")
 
+    from pgrepl.engine.linespool import LineSpool
     from pgrepl.engine.pipeline import Options, Pipeline
     from pgrepl.engine.selection import Selection
 
@@ -170,8 +178,9 @@ def tail(
     sink = _sink(output, "append" if append else "overwrite" if overwrite else "refuse", fsync_interval)
     show_progress = progress if progress is not None else sys.stderr.isatty() and not to_terminal
     watcher = _Watcher(run, show_progress and run.report.verbosity >= 0)
+    spool = LineSpool(Path(spool_dir) if spool_dir else None, spool_limit)
     kept = _store(target, store, pipeline_id)
-    pipeline = Pipeline(target, options, _format(chosen, run.color), sink, watcher, store=kept)
+    pipeline = Pipeline(target, options, _format(chosen, run.color), sink, watcher, store=kept, spool=spool)
     if snapshot == "initial" and options.slot is None:
         run.report.notice("store memory: nothing is kept; a restart begins anew, changes in between are not seen")
     with _signals(pipeline) as received, watcher:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from pgrepl.connection import connect
-from pgrepl.doctor.check import Check
+from pgrepl.doctor.check import Check, Explanation
 from pgrepl.doctor.checks import CHECKS
-from pgrepl.doctor.context import Context, Wanted
+from pgrepl.doctor.context import ConfiguredDatabase, Context, Wanted
 from pgrepl.doctor.findings import Finding, Status
 from pgrepl.doctor.providers import PROVIDERS
 from pgrepl.doctor.report import Report, ServerIdentity
@@ -21,6 +21,7 @@ from pgrepl.errors import ConnectError, InputError, PgreplError
 if TYPE_CHECKING:
     from pgrepl.conninfo import ConnectionTarget
 
+_PRIVILEGE = "42501"
 _BLOCKING = frozenset({Status.FAIL, Status.UNKNOWN, Status.SKIP})
 
 
@@ -34,25 +35,38 @@ def run(
     provider: str = "auto",
     only: Collection[str] = (),
     skip: Collection[str] = (),
+    databases: Sequence[ConfiguredDatabase] = (),
 ) -> Report:
     """Connect, run the checks and report; nothing on the server is changed.
 
     Without ``publications`` every one of the database is looked at; ``role`` is who is to replicate, by default the
     connected role; ``slot`` is one that is to be used when it exists. ``only`` and ``skip`` choose checks by id;
-    what a chosen one needs runs too, and shows when it does not pass. That no connection can be made is a finding,
+    what a chosen one needs runs too, and shows when it does not pass. ``databases`` are the entries of the
+    configuration, which are compared with each other. That no connection can be made is a finding,
     not an error. Raises InputError for an unknown id or provider.
     """
     for check_id in (*only, *skip):
-        _known(check_id, [check.id for check in CHECKS], "check")
+        _known(check_id, check_ids(), "check")
     _known(provider, ["auto", *PROVIDERS], "provider")
     chosen = {check.id for check in CHECKS if (not only or check.id in only) and check.id not in skip}
-    wanted = Wanted(tuple(publications), role, store, slot, provider)
+    wanted = Wanted(tuple(publications), role, store, slot, provider, tuple(databases))
     try:
         connection = connect(target, "pgrepl doctor")
     except ConnectError as error:
         return _report(Context(target, wanted, None, error), chosen, skip)
     with connection:
         return _report(Context(target, wanted, connection), chosen, skip)
+
+
+def check_ids() -> list[str]:
+    """List the ids of all checks, in their order."""
+    return [check.id for check in CHECKS]
+
+
+def explain(check_id: str) -> Explanation:
+    """Give the documentation of a check. Raises InputError for an unknown id."""
+    _known(check_id, check_ids(), "check")
+    return next(check.explanation() for check in CHECKS if check.id == check_id)
 
 
 def _known(name: str, names: Sequence[str], kind: str) -> None:
@@ -114,4 +128,7 @@ def _run_one(check: Check, context: Context) -> list[Finding]:
     except (psycopg.Error, PgreplError) as error:
         text = error.diag.message_primary if isinstance(error, psycopg.Error) else None
         summary = text or " ".join(str(error).split())
-        return [check.finding(Status.UNKNOWN, f"could not be found out: {summary}", {"sqlstate": error.sqlstate})]
+        fix = context.let_see(check.grant) if check.grant and error.sqlstate == _PRIVILEGE else ()
+        return [
+            check.finding(Status.UNKNOWN, f"could not be found out: {summary}", {"sqlstate": error.sqlstate}, fix=fix)
+        ]

@@ -1,49 +1,59 @@
-"""Lines of tables that are being copied, kept until their copy is done."""
+"""Lines of tables that are being copied, kept until their copy is done: in memory while they are few, then on disk."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
+from pgrepl.engine.spool import Spool, default_directory
 from pgrepl.lsn import Lsn
 
 DEFAULT_LIMIT = 10 << 30
+"""Bytes at which the stream waits for a copy to end."""
 
 
 class LineSpool:
-    """Keep lines by table, in order, each with the position of its transaction."""
+    """Keep lines by table, in order, each with the position of its transaction.
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    Raises OperationError when the disk is full or fails.
+    """
+
+    def __init__(self, directory: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
+        self._directory = directory or default_directory()
         self._limit = limit
-        self._tables: dict[int, deque[tuple[Lsn, bytes]]] = {}
-        self.used = 0
+        self._spool = Spool(self._directory, limit)
+
+    @property
+    def used(self) -> int:
+        """How many bytes are kept, in memory and on disk."""
+        return self._spool.used
 
     @property
     def full(self) -> bool:
         """Whether no more should be put in until a copy ends."""
-        return self.used >= self._limit
+        return self._spool.full
 
     def append(self, table: int, commit_lsn: Lsn, line: bytes) -> None:
         """Keep a line."""
-        self._tables.setdefault(table, deque()).append((commit_lsn, line))
-        self.used += len(line)
+        self._spool.append(table, line, order=commit_lsn)
 
     def drop(self, table: int, before: Lsn | None) -> None:
         """Forget the lines of transactions with ``commit_lsn < before``, or all."""
-        lines = self._tables.get(table)
-        while lines and (before is None or lines[0][0] < before):
-            self.used -= len(lines.popleft()[1])
+        if before is None:
+            self._spool.drop(table)
+        else:
+            self._spool.drop_before(table, before)
 
     def lines(self, table: int) -> Iterator[bytes]:
-        """Give the lines in order."""
-        for _, line in self._tables.get(table, ()):
-            yield line
+        """Give the lines in order, and let go of them on the way."""
+        for entry in self._spool.take(table):
+            yield entry.payload
 
     def clear(self) -> None:
         """Forget everything."""
-        self._tables.clear()
-        self.used = 0
+        self._spool.close()
+        self._spool = Spool(self._directory, self._limit)
 
     def close(self) -> None:
-        """Let go of everything."""
-        self.clear()
+        """Let go of everything, the files too."""
+        self._spool.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import psycopg
 from psycopg import sql
@@ -29,6 +30,15 @@ class SnapshotUnusable(Exception):
     """The tables cannot be read as they were at the snapshot any more; a new slot and a new snapshot are needed."""
 
 
+@contextmanager
+def _locked_out() -> Iterator[None]:
+    """Turn a lock that is not to be had into a snapshot that is no use."""
+    try:
+        yield
+    except _NOT_LOCKED as error:
+        raise SnapshotUnusable(f"the tables cannot be locked: {error.diag.message_primary}") from None
+
+
 class Snapshot:
     """A transaction that reads as of an exported snapshot, and holds its tables as they are.
 
@@ -46,14 +56,18 @@ class Snapshot:
             connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(name)))
         except _NO_SNAPSHOT as error:
             raise SnapshotUnusable(f"the exported snapshot is gone: {error.diag.message_primary}") from None
+        # Reading about partitions takes locks on them, too.
+        connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
 
     def published(self, names: Sequence[str]) -> list[PublishedTable]:
         """Read what the publications publish as the snapshot sees it."""
-        return publications.published_tables(self._connection, names)
+        with _locked_out():
+            return publications.published_tables(self._connection, names)
 
     def describe(self, tables: Sequence[PublishedTable]) -> dict[int, Table]:
         """Build the versions of the tables that rows are read with."""
-        return relations.published(self._connection, tables)
+        with _locked_out():
+            return relations.published(self._connection, tables)
 
     def hold(self, tables: Sequence[PublishedTable]) -> None:
         """Lock the tables and make sure that the snapshot still gives their rows.
@@ -63,17 +77,14 @@ class Snapshot:
         meanwhile.
         """
         held = lockable(self._connection, [table.oid for table in tables])
-        if not held:
-            return
-        names = sql.SQL(", ").join(_source(table) for table in tables if table.oid in held)
-        self._connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
-        try:
-            self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
-        except _NOT_LOCKED as error:
-            raise SnapshotUnusable(f"the tables cannot be locked: {error.diag.message_primary}") from None
+        with _locked_out():
+            if held:
+                names = sql.SQL(", ").join(_source(table) for table in tables if table.oid in held)
+                self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+            self._held = held
+            self.verify([table for table in tables if table.oid in held])
+        # A table that cannot be locked is waited for by its COPY, for as long as it takes.
         self._connection.execute("SET LOCAL lock_timeout = 0")
-        self._held = held
-        self.verify([table for table in tables if table.oid in held])
 
     def verify(self, tables: Sequence[PublishedTable]) -> None:
         """Make sure that the snapshot gives the rows of tables that are locked. Raises SnapshotUnusable."""

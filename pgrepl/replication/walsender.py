@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgrepl.conninfo import ConnectionTarget
 
 _WAIT_STEP = 0.25
+_CANCEL_SECONDS = 5.0
 
 # What takes time is told to the caller: how many seconds so far. It may raise to break the wait off.
 Waiting = Callable[[float], None]
@@ -80,6 +81,10 @@ class Walsender:
     def close(self) -> None:
         """Close the connection; a temporary slot goes with it."""
         self._connection.close()
+
+    def cancel(self) -> None:
+        """Break off the command that runs: a walsender that waits does not see by itself that its client is gone."""
+        self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
 
     def query(self, command: str, waiting: Waiting | None = None) -> list[tuple[str | None, ...]]:
         """Send one command and return its rows as text.
