@@ -461,6 +461,21 @@ def read_both_ways(database: Database, slot: str, blocks: Reader) -> tuple[list[
         return messages, plain.all()
 
 
+def test_a_savepoint_that_was_rolled_back_before_it_was_read(database: Database, spool: Spool) -> None:
+    """PostgreSQL 18 says that it is aborted without ever having sent anything of it, in protocol 1 as well."""
+    with database.connect() as connection:
+        connection.execute(_SCHEMA)
+        slot = new_slot(connection)
+        connection.execute(f"BEGIN; INSERT INTO emptied VALUES (1); SAVEPOINT s; {FILL}; ROLLBACK")
+        connection.execute("INSERT INTO emptied VALUES (2)")
+        end(connection)
+        with Reader(database.dsn(), slot, ["shown"], protocol=2, streaming=True) as reader:
+            blocks, plain = read_both_ways(database, slot, reader)
+    expected = transactions(plain)
+    assert len(expected) == 2
+    assert transactions(assembled(blocks, spool)) == expected
+
+
 def test_a_message_before_a_rollback_to_a_savepoint_is_read_again(database: Database, spool: Spool) -> None:
     with database.connect() as connection:
         connection.execute(_SCHEMA)
