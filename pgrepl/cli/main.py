@@ -21,6 +21,7 @@ _COMMANDS = {
     "doctor": "pgrepl.cli.doctor:doctor",
     "explain": "pgrepl.cli.explain:explain",
     "migrations": "pgrepl.cli.migrations:migrations",
+    "publications": "pgrepl.cli.publications:publications",
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",

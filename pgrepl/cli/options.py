@@ -92,6 +92,16 @@ class TableName(click.ParamType[tuple[str, str]]):
         return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
+class SchemaName(click.ParamType[str]):
+    """The name of a schema as it is written in the catalog or in double quotes."""
+
+    name = "schema"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        match = re.fullmatch(r'"((?:[^"]|"")+)"', value)
+        return match[1].replace('""', '"') if match else str(value)
+
+
 _WHOLE = 1000
 
 
@@ -120,6 +130,7 @@ DURATION = Duration()
 SIZE = Size()
 LSN = LsnType()
 TABLE_NAME = TableName()
+SCHEMA_NAME = SchemaName()
 
 
 @dataclass

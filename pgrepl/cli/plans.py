@@ -1,4 +1,4 @@
-"""How plans of ``setup`` and ``teardown`` are shown."""
+"""How plans of ``setup``, ``teardown`` and ``publications`` are shown."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Setting a server up for logical replication, and the way back: plan first, then apply, all or nothing."""
 
 from pgrepl.provision.apply import DEFAULT_LOCK_TIMEOUT, apply
+from pgrepl.provision.checks import check_version
+from pgrepl.provision.membership import find_publication, plan_add, plan_create, plan_remove
 from pgrepl.provision.plan import plan, plan_bookmarks
 from pgrepl.provision.script import dry_run_script, needs_script
 from pgrepl.provision.steps import Note, Plan, Statement, Step
@@ -20,9 +22,14 @@ __all__ = [
     "Unwanted",
     "Wanted",
     "apply",
+    "check_version",
     "dry_run_script",
+    "find_publication",
     "needs_script",
     "plan",
+    "plan_add",
     "plan_bookmarks",
+    "plan_create",
+    "plan_remove",
     "plan_teardown",
 ]

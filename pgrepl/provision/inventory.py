@@ -208,14 +208,19 @@ def named(conn: psycopg.Connection, known: Tables, names: Sequence[tuple[str, st
 
     Raises OperationError for what does not exist and for what cannot be published, saying why.
     """
-    found: dict[int, Table] = {}
-    rows = conn.execute(_KINDS, [[schema for schema, _ in names], [name for _, name in names]]).fetchall()
-    for schema, name, schema_oid, kind, persistence in rows:
-        table = known.by_name.get((schema, name))
-        if table is None:
-            raise _unfit(schema, name, schema_oid, kind, persistence)
-        found[table.oid] = table
-    return list(found.values())
+    for problem in unfit(conn, known, names).values():
+        raise problem
+    found = (known.by_name[name] for name in names)
+    return list({table.oid: table for table in found}.values())
+
+
+def unfit(
+    conn: psycopg.Connection, known: Tables, names: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], OperationError]:
+    """Say of each name that is no table which could be published what is wrong with it."""
+    unknown = [name for name in names if name not in known.by_name]
+    rows = conn.execute(_KINDS, [[schema for schema, _ in unknown], [name for _, name in unknown]]).fetchall()
+    return {(row[0], row[1]): _unfit(*row) for row in rows}
 
 
 def _unfit(schema: str, name: str, schema_oid: int | None, kind: str | None, persistence: str | None) -> OperationError:

@@ -15,7 +15,7 @@ Decision on ``--all-tables``, which has to keep the state of supabase/etl out of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _LISTED = "SELECT r.prrelid FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = %s"
 _LISTED_SCHEMAS = "SELECT n.pnnspid FROM pg_catalog.pg_publication_namespace n WHERE n.pnpubid = %s"
-_OWNED = "SELECT pg_has_role(p.pubowner, 'USAGE') FROM pg_catalog.pg_publication p WHERE p.oid = %s"
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,16 @@ class _Addition:
     tables: tuple[Table, ...] = ()
 
 
-def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted, tables: Tables) -> PublicationPlan:
-    """Plan the publication.
+def publication_steps(
+    conn: psycopg.Connection, session: Session, wanted: Wanted, tables: Tables, *, lifted: Collection[int] = ()
+) -> PublicationPlan:
+    """Plan the publication; ``lifted`` are tables whose row filters and column lists will be gone by then.
 
     Raises OperationError for a publication that is neither there nor described, for tables that do not exist or cannot
     be published, and for tables whose UPDATE and DELETE would begin to fail once they are published.
     """
     found = publications.find(conn, wanted.publication)
-    before = None if found is None else _content(conn, found)
+    before = None if found is None else content_of(conn, found)
     if before is None and not wanted.names_tables:
         raise OperationError(
             f"publication {wanted.publication!r} does not exist",
@@ -94,17 +95,24 @@ def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted
     asked = _asked_for(conn, session, wanted, tables, before)
     addition = _reduce(asked, before or Content(), tables)
     settings = _settings(wanted, before, addition, tables)
-    broken = _without_identity(before, _join(settings, addition, tables), tables)
+    broken = without_identity(before, _join(settings, addition, tables), tables)
     if broken:
         _refuse_unless_skipped(wanted, broken, before, tables)
         addition = _list_instead(addition, before or Content(), broken, tables)
+    restricted = [] if found is None else restricted_too_far(conn, found, settings)
+    if any(each.oid not in lifted for each in restricted):
+        raise OperationError(
+            "UPDATE and DELETE would fail once published, since row filter or column list and replica identity do not "
+            f"fit together: {', '.join(f'{each.schema}.{each.name}' for each in restricted)}",
+            hint="a row filter may read columns of the replica identity alone; a column list must hold them all",
+        )
     if before is None and not (addition.all_tables or addition.schemas or addition.tables):
         raise OperationError(
             f"nothing is left to go into publication {wanted.publication!r}",
             hint="no table is there that can be published" if not broken else "give the tables a replica identity",
         )
     after = _join(settings, addition, tables)
-    owned = found is None or bool((conn.execute(_OWNED, [found.oid]).fetchone() or [False])[0])
+    owned = found is not None and publications.owned(conn, found.oid)
     may_write = session.superuser or (session.create_in_database if before is None else owned)
     if before is None:
         steps = _create(session, wanted.publication, after, addition, may_write)
@@ -114,13 +122,13 @@ def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted
     return PublicationPlan(steps, _notes(wanted, before, after, addition, tables), after)
 
 
-def _content(conn: psycopg.Connection, publication: publications.Publication) -> Content:
-    flags = (publication.insert, publication.update, publication.delete, publication.truncate)
+def content_of(conn: psycopg.Connection, publication: publications.Publication) -> Content:
+    """Read what a publication covers."""
     return Content(
         all_tables=publication.all_tables,
         tables=frozenset(oid for (oid,) in conn.execute(_LISTED, [publication.oid])),
         schemas=frozenset(oid for (oid,) in conn.execute(_LISTED_SCHEMAS, [publication.oid])),
-        operations=frozenset(name for name, published in zip(OPERATIONS, flags, strict=True) if published),
+        operations=frozenset(publication.operations),
         via_root=publication.via_root,
     )
 
@@ -261,7 +269,7 @@ def _join(content: Content, addition: _Addition, tables: Tables) -> Content:
     )
 
 
-def _without_identity(before: Content | None, after: Content, tables: Tables) -> dict[Table, list[Table]]:
+def without_identity(before: Content | None, after: Content, tables: Tables) -> dict[Table, list[Table]]:
     """Find the tables whose UPDATE or DELETE would begin to fail, each with the tables that lack the identity.
 
     The server looks at the identity of the leaf in which a row is; via the root, the root's own decides which columns
@@ -284,6 +292,20 @@ def _without_identity(before: Content | None, after: Content, tables: Tables) ->
         if lacking:
             broken[table] = lacking
     return broken
+
+
+def restricted_too_far(
+    conn: psycopg.Connection, publication: publications.Publication, after: Content
+) -> list[publications.Restriction]:
+    """Find the tables whose row filter or column list makes UPDATE and DELETE fail once these are published."""
+    changing = {"update", "delete"}
+    if not after.operations & changing or changing.intersection(publication.operations):
+        return []
+    return [
+        each
+        for each in publications.restrictions(conn, publication.oid)
+        if each.filter_beyond_identity or each.identity_beyond_list
+    ]
 
 
 def _refuse_unless_skipped(

@@ -74,7 +74,7 @@ class Plan:
     notes: tuple[Note, ...] = ()
     system_identifier: str | None = None
     address: tuple[str, int] | None = None
-    command: Literal["setup", "teardown"] = "setup"
+    command: str = "setup"
 
     def statements(self) -> Iterator[tuple[Step, Statement]]:
         """Give the statements to run, with their steps."""

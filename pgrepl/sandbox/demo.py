@@ -98,8 +98,14 @@ class _Commands:
         arguments: tuple[str, ...] = ("tail", PUBLICATION, "--for", f"{duration:g}s")
         at_terminal = output.isatty()
         if at_terminal:
-            # tail writes to us and so would not know.
-            arguments += ("--format", "pretty", "--color", "never" if os.environ.get("NO_COLOR") else "always")
+            # tail writes to us and so would not know; its live line would stand between the lines.
+            arguments += (
+                "--no-progress",
+                "--format",
+                "pretty",
+                "--color",
+                "never" if os.environ.get("NO_COLOR") else "always",
+            )
         events: Counter[str] = Counter()
         started = time.monotonic()
         with self._started(say, arguments, stdout=subprocess.PIPE) as process, self._shop_at_work(duration):

@@ -274,7 +274,8 @@ def _without_state(context: Context, publication: Publication, entries: list[Ent
 def _options(publication: Publication) -> str:
     kinds = [name for name in ("insert", "update", "delete", "truncate") if getattr(publication, name)]
     root = ", publish_via_partition_root = true" if publication.via_root else ""
-    generated = f", publish_generated_columns = {publication.generated}" if publication.generated else ""
+    setting = publication.generated_columns
+    generated = f", publish_generated_columns = {setting}" if setting else ""
     return f" WITH (publish = '{', '.join(kinds)}'{root}{generated})"
 
 
