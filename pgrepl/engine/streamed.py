@@ -87,10 +87,10 @@ class StreamedTransactions:
         assert not self._giving, "the last transaction has not been taken whole"
         block = self._block
         tag, xid, oid = head(data, block is not None)
+        if block is not None and tag not in _STREAM:
+            return self._in_block(block, start, tag, xid, data)
         if tag in _STREAM:
             return self._control(start, data)
-        if block is not None:
-            return self._in_block(block, start, tag, xid, data)
         if tag == _RELATION:
             assert oid is not None
             self._arrived += 1

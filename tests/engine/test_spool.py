@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +44,8 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
-        self.spool = Spool(Path(self.directory.name), 1 << 40, memory_bytes=300)
+        self.directory = Path(tempfile.gettempdir()) / f"pgrepl-test-{uuid.uuid4().hex}"
+        self.spool = Spool(self.directory, 1 << 40, memory_bytes=300)
         self.expected: dict[int, list[Entry]] = {}
         self.order = 0
         # The subtransactions that are going on, the innermost last, of each key; xids near the end of 32 bits.
@@ -51,12 +53,14 @@ class Model(RuleBasedStateMachine):
         self.next_xid = 2**32 - 8
 
     def teardown(self) -> None:
-        for key, expected in self.expected.items():
-            assert list(self.spool.take(key)) == expected
-        assert self.spool.used == 0
-        self.spool.close()
-        assert list(Path(self.directory.name).glob("spool-*")) == []
-        self.directory.cleanup()
+        try:
+            for key, expected in self.expected.items():
+                assert list(self.spool.take(key)) == expected
+            assert self.spool.used == 0
+            self.spool.close()
+            assert list(self.directory.glob("spool-*")) == []
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     keys = st.integers(0, 2)
 
@@ -132,7 +136,7 @@ class Model(RuleBasedStateMachine):
     def accounts(self) -> None:
         wanted = sum(28 + len(entry.payload) for entries in self.expected.values() for entry in entries)
         assert self.spool.used >= wanted
-        assert sum(path.stat().st_size for path in files(Path(self.directory.name))) <= self.spool.used
+        assert sum(path.stat().st_size for path in files(self.directory)) <= self.spool.used
 
 
 TestModel = Model.TestCase

@@ -252,6 +252,18 @@ def test_a_relation_that_arrived_later_is_repeated_after_an_older_one(spool: Spo
     )
 
 
+@pytest.mark.parametrize("first", [8, 9])
+def test_of_two_transactions_in_blocks_the_later_relation_is_valid(spool: Spool, first: int) -> None:
+    older, newer = table("a", "b"), table("a")
+    blocks = [start(8), inside(8, older), _STOP, start(9), inside(9, newer), _STOP]
+    commits = {xid: b"c" + xid.to_bytes(4) + _COMMIT[5:] for xid in (8, 9)}
+    streamed = StreamedTransactions(spool)
+    seen = []
+    for data in [*blocks, commits[first], commits[17 - first], *plain(5, insert(b"1"))]:
+        seen += [decode(each) for _, each in streamed.feed(Lsn(0), data)]
+    assert [message for message in seen if isinstance(message, Relation)][-1] == newer
+
+
 def test_messages_in_blocks(spool: Spool) -> None:
     kept, aside = Message(True, Lsn(1), "p", b""), Message(False, Lsn(2), "p", b"")
     block = [start(9), inside(9, kept), inside(9, aside), inside(10, insert(b"1")), _STOP]
@@ -447,6 +459,21 @@ def read_both_ways(database: Database, slot: str, blocks: Reader) -> tuple[list[
     blocks.close()
     with database.connect() as connection, Reader(database.dsn(), copy_of(connection, slot), ["shown"]) as plain:
         return messages, plain.all()
+
+
+def test_a_savepoint_that_was_rolled_back_before_it_was_read(database: Database, spool: Spool) -> None:
+    """PostgreSQL 18 says that it is aborted without ever having sent anything of it, in protocol 1 as well."""
+    with database.connect() as connection:
+        connection.execute(_SCHEMA)
+        slot = new_slot(connection)
+        connection.execute(f"BEGIN; INSERT INTO emptied VALUES (1); SAVEPOINT s; {FILL}; ROLLBACK")
+        connection.execute("INSERT INTO emptied VALUES (2)")
+        end(connection)
+        with Reader(database.dsn(), slot, ["shown"], protocol=2, streaming=True) as reader:
+            blocks, plain = read_both_ways(database, slot, reader)
+    expected = transactions(plain)
+    assert len(expected) == 2
+    assert transactions(assembled(blocks, spool)) == expected
 
 
 def test_a_message_before_a_rollback_to_a_savepoint_is_read_again(database: Database, spool: Spool) -> None:
