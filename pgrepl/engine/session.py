@@ -150,7 +150,7 @@ class Session:
             if self._persistent and isinstance(self._run.store, MemoryStore):
                 raise OperationError(
                     f"slot {name} does not exist",
-                    hint=f"'pgrepl slots create {name} --publication …' makes it; without --slot nothing is left behind",
+                    hint=f"'pgrepl slots create {name} --publication …' makes it; without --slot none is needed",
                 )
             return self._fresh(name, tables)
         assert how.position is not None
