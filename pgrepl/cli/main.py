@@ -18,6 +18,7 @@ from pgrepl.errors import OperationError, PgreplError
 # Loaded when called for, so that no command pays for the imports of another.
 _COMMANDS = {
     "doctor": "pgrepl.cli.doctor:doctor",
+    "migrations": "pgrepl.cli.migrations:migrations",
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",
