@@ -14,12 +14,14 @@ class Check(ABC):
     """One question to a server.
 
     The docstring of a check is its documentation: what is asked, what goes wrong otherwise, and what to do. ``needs``
-    names the checks that must not have failed; the others need nothing of each other.
+    names the checks that must not have failed; the others need nothing of each other. With ``samples`` it looks at
+    how fast WAL grows, and runs when the others have.
     """
 
     id: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("conn.sql",)
+    samples: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, context: Context) -> Iterable[Finding]:
