@@ -69,6 +69,21 @@ def connect(
     return connection
 
 
+def connect_as_any(target: ConnectionTarget, application_name: str) -> psycopg.Connection:
+    """Open a connection in autocommit mode with the settings that the server gives to any client of this role.
+
+    Raises ConnectError.
+    """
+    import psycopg
+
+    params = {"connect_timeout": _CONNECT_TIMEOUT, **target.params, "fallback_application_name": application_name}
+    try:
+        connection: psycopg.Connection = psycopg.connect("", autocommit=True, **params)  # type: ignore[arg-type]
+    except psycopg.Error as error:
+        raise connect_error(error, target) from None
+    return connection
+
+
 def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError | InputError:
     """Turn libpq's report of a failed connection into one line and, where the cause is known, a hint.
 

@@ -79,7 +79,8 @@ class States:
 
     def knows(self, pipeline_id: int) -> bool:
         """Whether there is any state of a pipeline."""
-        return any(found.pipeline_id == pipeline_id for found in (*self.tables, *self.positions))
+        known = {table.pipeline_id for table in self.tables} | {stored.pipeline_id for stored in self.positions}
+        return pipeline_id in known
 
 
 # Who lacks USAGE on the schema may not even name the table.
@@ -113,7 +114,7 @@ _BOOKMARKS = "SELECT key, value FROM public.faucet_state WHERE starts_with(key, 
 
 def read(conn: psycopg.Connection) -> States:
     """Read whatever state of pipelines the connected role may read in this database."""
-    present = dict(conn.execute(_PRESENT, [list(_TABLES)]).fetchall())
+    present: dict[str, bool] = dict(conn.execute(_PRESENT, [list(_TABLES)]).fetchall())
     tables: list[TableState] = []
     positions: list[StoredPosition] = []
     if present.get(STATE):

@@ -26,6 +26,7 @@ _ROLES = [
     "azure_pg_admin",
     "supabase_admin",
     "neon_superuser",
+    "mdb_replication",
 ]
 
 _TRACES = """

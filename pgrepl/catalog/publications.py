@@ -12,7 +12,10 @@ from pgrepl.errors import OperationError
 
 @dataclass(frozen=True)
 class Publication:
-    """One row of pg_publication."""
+    """One row of pg_publication.
+
+    ``generated`` says how generated columns are published, ``none`` or ``stored``, and is None below 18.
+    """
 
     oid: int
     name: str
@@ -23,6 +26,7 @@ class Publication:
     delete: bool
     truncate: bool
     via_root: bool
+    generated: str | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class PublishedTable:
 
 _PUBLICATIONS = """
 SELECT p.oid, p.pubname, pg_catalog.pg_get_userbyid(p.pubowner), p.puballtables,
-       p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot
+       p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot,
+       CASE to_jsonb(p)->>'pubgencols' WHEN 'n' THEN 'none' WHEN 's' THEN 'stored' END
   FROM pg_catalog.pg_publication p
 """
 

@@ -20,7 +20,7 @@ class TableIdentity:
 
     ``root_oid`` is the table it was asked for: itself, or the partitioned table above it. ``setting`` is
     relreplident: d, n, f or i. ``usable`` says that it identifies a row: f does, d with a primary key, i with its
-    index still there. ``candidate_index`` could serve with USING INDEX: unique, complete, immediate, over NOT NULL
+    index still there. A deferrable or invalid primary key is none: the server does not identify rows by it. ``candidate_index`` could serve with USING INDEX: unique, complete, immediate, over NOT NULL
     columns alone.
     """
 
@@ -61,8 +61,8 @@ FROM (SELECT r.oid AS root_oid, coalesce(t.relid, r.oid) AS oid
 JOIN pg_catalog.pg_class c ON c.oid = leaf.oid AND c.relkind = 'r'
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
-    SELECT coalesce(bool_or(x.indisprimary), false) AS has_primary_key,
-           coalesce(bool_or(x.indisreplident), false) AS has_identity_index,
+    SELECT coalesce(bool_or(x.indisprimary AND x.indimmediate AND x.indisvalid), false) AS has_primary_key,
+           coalesce(bool_or(x.indisreplident AND x.indisvalid), false) AS has_identity_index,
            min(xc.relname::text) FILTER (WHERE x.indisunique AND x.indisvalid AND x.indimmediate AND NOT x.indisprimary
                AND x.indpred IS NULL AND x.indexprs IS NULL
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a

@@ -82,3 +82,91 @@ def table_privileges(conn: psycopg.Connection, role_oid: int, tables: Sequence[i
     """Read what a role may read of tables, all given by OID; a table that is gone by now is left out."""
     rows = conn.execute(_PRIVILEGES, [list(tables), role_oid]).fetchall()
     return {oid: TablePrivileges(oid, usage, tuple(columns)) for oid, usage, columns in rows}
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a role may do in this database, and for how long.
+
+    ``valid_for`` is in seconds from now, None for ever: it is its password that expires. ``connection_limit`` is -1
+    for none; ``connections`` count those it has on the server. ``monitors`` says that it is in pg_monitor,
+    ``bootstrap`` that initdb made it, so that it cannot be anything but a superuser.
+    """
+
+    connects: bool
+    creates: bool
+    valid_for: float | None
+    connection_limit: int
+    connections: int
+    monitors: bool
+    bootstrap: bool
+
+
+_ACCOUNT = """
+SELECT pg_catalog.has_database_privilege(r.oid, d.oid, 'CONNECT'),
+       pg_catalog.has_database_privilege(r.oid, d.oid, 'CREATE'),
+       CASE WHEN isfinite(r.rolvaliduntil)
+            THEN extract(epoch FROM r.rolvaliduntil - pg_catalog.clock_timestamp())::float8 END,
+       r.rolconnlimit,
+       (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid),
+       pg_catalog.pg_has_role(r.oid, 'pg_monitor', 'USAGE'),
+       r.oid = 10
+  FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
+ WHERE r.oid = %s::oid AND d.datname = current_database()
+"""
+
+_HIDDEN_ROWS = """
+SELECT c.oid
+  FROM pg_catalog.pg_class c, pg_catalog.pg_roles r
+ WHERE c.oid = ANY (%s::oid[]) AND r.oid = %s::oid
+   AND c.relrowsecurity AND NOT r.rolbypassrls AND NOT r.rolsuper
+   AND (c.relforcerowsecurity OR NOT pg_catalog.pg_has_role(r.oid, c.relowner, 'USAGE'))
+"""
+
+_NOT_OWNED = """
+SELECT c.oid FROM pg_catalog.pg_class c
+ WHERE c.oid = ANY (%s::oid[]) AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')
+"""
+
+
+def account(conn: psycopg.Connection, role_oid: int) -> Account | None:
+    """Read what a role may do; None when it is gone."""
+    row = conn.execute(_ACCOUNT, [role_oid]).fetchone()
+    return None if row is None else Account(*row)
+
+
+def tables_with_policies(conn: psycopg.Connection, role_oid: int, tables: Sequence[int]) -> set[int]:
+    """Say of which tables row security shows a role only what policies let it see."""
+    return {oid for (oid,) in conn.execute(_HIDDEN_ROWS, [list(tables), role_oid])}
+
+
+def tables_of_others(conn: psycopg.Connection, tables: Sequence[int]) -> set[int]:
+    """Say which tables the connected role does not own, so that it may not publish them."""
+    return {oid for (oid,) in conn.execute(_NOT_OWNED, [list(tables)])}
+
+
+@dataclass(frozen=True)
+class TableInPublic:
+    """A table in schema public, and what a role may do about it; ``writes`` is None when it is not there."""
+
+    writes: bool | None
+    creates: bool
+
+
+_TABLE_IN_PUBLIC = """
+SELECT (SELECT pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
+               AND pg_catalog.has_table_privilege(r.oid, c.oid, 'SELECT')
+               AND pg_catalog.has_table_privilege(r.oid, c.oid, 'INSERT')
+               AND pg_catalog.has_table_privilege(r.oid, c.oid, 'UPDATE')
+               AND pg_catalog.has_table_privilege(r.oid, c.oid, 'DELETE')
+          FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relname = %s AND c.relkind IN ('r', 'p')),
+       pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE')
+  FROM pg_catalog.pg_roles r, pg_catalog.pg_namespace n
+ WHERE r.oid = %s::oid AND n.nspname = 'public'
+"""
+
+
+def table_in_public(conn: psycopg.Connection, role_oid: int, table: str) -> TableInPublic:
+    """Ask whether a role may write a table in schema public, or make it."""
+    row = conn.execute(_TABLE_IN_PUBLIC, [table, role_oid]).fetchone()
+    return TableInPublic(*row) if row else TableInPublic(None, False)

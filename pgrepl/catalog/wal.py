@@ -76,9 +76,7 @@ def rate(before: Sample, after: Sample) -> Rate:
     seconds = max(after.seconds - before.seconds, 0.001)
     written = after.end - before.end
     moved = {name: lsn - before.restart[name] for name, lsn in after.restart.items() if name in before.restart}
-    return Rate(
-        seconds, written / seconds, {name: (written - advance) / seconds for name, advance in moved.items()}
-    )
+    return Rate(seconds, written / seconds, {name: (written - advance) / seconds for name, advance in moved.items()})
 
 
 def directory(conn: psycopg.Connection) -> Directory:

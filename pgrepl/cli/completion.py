@@ -48,6 +48,13 @@ def complete_slots(ctx: click.Context, param: click.Parameter, incomplete: str) 
     ]
 
 
+def complete_checks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the id of a check."""
+    from pgrepl.doctor import check_ids
+
+    return [name for name in check_ids() if name.startswith(incomplete)]
+
+
 def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """Let the shell complete the path of a file."""
     from click.shell_completion import CompletionItem

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import textwrap
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgrepl.cli.completion import complete_publications, complete_slots
+from pgrepl.cli.completion import complete_checks, complete_publications, complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import Run, command_options
-from pgrepl.errors import InputError
+from pgrepl.errors import InputError, PgreplError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +28,13 @@ _GROUPS = {
     "role": "Role",
     "pub": "Publication",
     "tbl": "Tables",
+    "ddl": "Changes of tables",
+    "slot": "Slots",
+    "ha": "Standbys",
+    "live": "At this moment",
+    "etl": "Schema etl",
+    "state": "State of tables",
+    "up": "Upgrade",
 }
 _MARKS = {
     "pass": ("✓", "+", "green"),
@@ -49,7 +56,7 @@ _SHOWN_FIX = 600
 @click.option("--role", metavar="NAME", help="The role that is to replicate; default: the connected one.")
 @click.option(
     "--store",
-    type=click.Choice(["memory"]),
+    type=click.Choice(["memory", "postgres", "bookmarks"]),
     default="memory",
     show_default=True,
     help="Where the state is to be kept.",
@@ -57,7 +64,7 @@ _SHOWN_FIX = 600
 @click.option(
     "--slot",
     metavar="NAME",
-    help="The slot that is to be used; if it exists, none need be free.",
+    help="The slot that is to be used; default: that of the pipeline of host and database.",
     shell_complete=complete_slots,
 )
 @click.option(
@@ -67,8 +74,12 @@ _SHOWN_FIX = 600
     show_default=True,
     help="Who runs the server: fixes differ.",
 )
-@click.option("--only", metavar="ID", multiple=True, help="Run this check alone; may be repeated.")
-@click.option("--skip", metavar="ID", multiple=True, help="Leave this check out; may be repeated.")
+@click.option(
+    "--only", metavar="ID", multiple=True, help="Run this check alone; may be repeated.", shell_complete=complete_checks
+)
+@click.option(
+    "--skip", metavar="ID", multiple=True, help="Leave this check out; may be repeated.", shell_complete=complete_checks
+)
 @click.option(
     "--fail-on",
     type=click.Choice(["warn", "fail", "unknown", "never"]),
@@ -76,7 +87,16 @@ _SHOWN_FIX = 600
     show_default=True,
     help="Which findings make the exit code 1; warn and unknown include fail.",
 )
+@click.option(
+    "--probe", is_flag=True, help="Send a message through a temporary slot; nothing else here changes anything."
+)
+@click.option("--upgrade", is_flag=True, help="Ask also what pg_upgrade would do to the slots.")
 @click.option("--fix-sql", is_flag=True, help="Print the fixes as a script for psql, and nothing else.")
+@click.option(
+    "--nagios",
+    is_flag=True,
+    help="Print one line with performance data, and exit with 0, 1, 2 or 3 as monitoring plugins do.",
+)
 @command_options()
 def doctor(
     run: Run,
@@ -88,7 +108,10 @@ def doctor(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     fail_on: FailOn,
+    probe: bool,
+    upgrade: bool,
     fix_sql: bool,
+    nagios: bool,
 ) -> int:
     """Find out what keeps logical replication from working, and print the fix. Changes nothing.
 
@@ -97,22 +120,25 @@ def doctor(
     \b
     Example: pgrepl doctor orders_pub --role cdc -d 'host=db1 dbname=orders'
     """
-    from pgrepl import doctor as library
     from pgrepl.cli import output
 
     if fix_sql and run.output_format != "table":
         raise InputError(f"--fix-sql and --format {run.output_format} exclude each other")
-    named = run.publication(publication)
-    report = library.run(
-        run.target,
-        publications=() if named is None else (named,),
-        role=role,
-        store=store,
-        slot=slot,
-        provider=provider,
-        only=only,
-        skip=skip,
-    )
+    if nagios and (fix_sql or run.output_format != "table"):
+        raise InputError("--nagios is a format of its own: no --format, --json or --fix-sql with it")
+    choice = {
+        "role": role,
+        "store": store,
+        "slot": slot,
+        "provider": provider,
+        "only": only,
+        "skip": skip,
+        "probe": probe,
+        "upgrade": upgrade,
+    }
+    if nagios:
+        return _watch(run, publication, choice, fail_on)
+    report = _examine(run, publication, choice)
     if fix_sql:
         sys.stdout.write(report.fix_sql())
         sys.stdout.flush()
@@ -124,6 +150,32 @@ def doctor(
         run.report.exception(report.error)
         return ExitCode.CONNECT
     return ExitCode.FINDINGS if report.fails(fail_on) else ExitCode.OK
+
+
+def _examine(run: Run, publication: str | None, choice: dict[str, Any]) -> Report:
+    from pgrepl import doctor as library
+
+    named = run.publication(publication)
+    databases = [
+        library.ConfiguredDatabase(entry.name, *(entry.target.params[key] for key in ("host", "port", "dbname")))
+        for entry in run.config.databases
+    ]
+    return library.run(run.target, publications=() if named is None else (named,), databases=databases, **choice)
+
+
+def _watch(run: Run, publication: str | None, choice: dict[str, Any], fail_on: FailOn) -> int:
+    from pgrepl.cli import nagios
+
+    try:
+        report = _examine(run, publication, choice)
+    except PgreplError as error:
+        # A plugin that cannot do its work says so on stdout, and 2 would mean that the server is in danger.
+        line, code = nagios.unknown(str(error))
+    else:
+        line, code = nagios.line(report, fail_on)
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+    return code
 
 
 def _print(console: Console, report: Report) -> None:
@@ -191,9 +243,10 @@ def _summary(report: Report, width: int) -> list[Text]:
     words = {"pass": "passed", "info": "for information", "warn": "to look at", "fail": "failed", "skip": "skipped"}
     parts = [f"{counts[status]} {word}" for status, word in words.items() if status in counts]
     text = ", ".join(parts)
-    unknown = [finding.id for finding in report.findings if finding.status.value == "unknown"]
-    if unknown:
-        text += f"; {len(unknown)} could not run: {', '.join(dict.fromkeys(unknown))}"
+    if report.unseen:
+        text += f"; {len(report.unseen)} could not run: {', '.join(report.unseen)}"
+    if report.grants:
+        text += f" ({_printable(' '.join(report.grants))} would let {'it' if len(report.unseen) == 1 else 'them'})"
     style = "bold red" if counts.get("fail") else "bold"
     return [Text(line, style=style) for line in _wrap(text, width, "")]
 

@@ -19,6 +19,7 @@ from pgrepl.errors import OperationError, PgreplError
 _COMMANDS = {
     "doctor": "pgrepl.cli.doctor:doctor",
     "migrations": "pgrepl.cli.migrations:migrations",
+    "explain": "pgrepl.cli.explain:explain",
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",

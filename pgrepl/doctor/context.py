@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING
 from pgrepl.catalog import (
     activity,
     etl_schema,
+    leaves,
     pipelines,
     provider,
     publications,
     replica_identity,
     roles,
     server,
+    settings,
     slot_statistics,
     slots,
     standby,
@@ -23,9 +26,11 @@ from pgrepl.catalog import (
 )
 from pgrepl.catalog.publications import Publication, PublishedTable
 from pgrepl.catalog.slots import Slot
+from pgrepl.connection import connect_as_any
 from pgrepl.doctor import providers
+from pgrepl.doctor.findings import Fix
 from pgrepl.errors import ConnectError, PgreplError
-from pgrepl.names import apply_slot, parse_slot, pipeline_id
+from pgrepl.names import apply_slot, parse_slot, pipeline_id, quote_ident
 from pgrepl.replication.walsender import Walsender
 
 if TYPE_CHECKING:
@@ -37,13 +42,50 @@ if TYPE_CHECKING:
 _SAMPLE_SECONDS = 0.5
 
 
+# What the checks read of pg_settings.
+SETTINGS = (
+    "fsync",
+    "full_page_writes",
+    "idle_in_transaction_session_timeout",
+    "idle_replication_slot_timeout",
+    "lock_timeout",
+    "logical_decoding_work_mem",
+    "max_active_replication_origins",
+    "max_connections",
+    "max_logical_replication_workers",
+    "max_replication_slots",
+    "max_slot_wal_keep_size",
+    "max_wal_senders",
+    "max_worker_processes",
+    "reserved_connections",
+    "session_replication_role",
+    "statement_timeout",
+    "superuser_reserved_connections",
+    "synchronous_commit",
+    "tcp_keepalives_idle",
+    "transaction_timeout",
+    "wal_level",
+    "wal_sender_timeout",
+)
+
+
+@dataclass(frozen=True)
+class ConfiguredDatabase:
+    """An entry of the configuration, as far as it names a pipeline."""
+
+    name: str
+    host: str
+    port: str
+    dbname: str
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is to be checked.
 
     Without ``publications`` all of the database are looked at, without ``role`` the connected one. ``slot`` is the
     one that is to be used, when it has a name already. ``probe`` lets a message run through a temporary slot, and
-    ``upgrade`` asks what pg_upgrade would do.
+    ``upgrade`` asks what pg_upgrade would do. ``databases`` are all entries of the configuration.
     """
 
     publications: tuple[str, ...] = ()
@@ -53,6 +95,7 @@ class Wanted:
     provider: str = "auto"
     probe: bool = False
     upgrade: bool = False
+    databases: tuple[ConfiguredDatabase, ...] = ()
 
 
 class Context:
@@ -70,6 +113,7 @@ class Context:
         self.connection = connection
         self.error = error
         self._sampled: tuple[float, wal.Sample | None] | None = None
+        self.walsender_timeout: float | None = None
 
     @property
     def conn(self) -> psycopg.Connection:
@@ -100,6 +144,64 @@ class Context:
         return self.role_name == self.server.user
 
     @cached_property
+    def session_settings(self) -> dict[str, settings.Setting]:
+        """The settings as a client gets them who sets none itself, unlike this connection."""
+        with connect_as_any(self.target, "pgrepl doctor") as connection:
+            return settings.read(connection, SETTINGS)
+
+    @cached_property
+    def role_settings(self) -> dict[str, settings.RoleSetting]:
+        """What is set for sessions of the role that is to replicate."""
+        return settings.of_role(self.conn, self.role.oid) if self.role else {}
+
+    def setting_for_role(self, name: str) -> tuple[str, settings.RoleSetting | None] | None:
+        """Give a setting as the role that is to replicate gets it, and what set it for it, if anything did.
+
+        None when this version does not have it, or when only the role itself could tell.
+        """
+        own, session = self.role_settings.get(name), self.session_settings.get(name)
+        if session is None:
+            return None
+        if own is not None and session.source not in ("client", "command line"):
+            return own.value, own
+        if not self.role_is_connected and session.source in ("user", "database user"):
+            return None
+        return session.value, None
+
+    def amount_for_role(self, name: str) -> tuple[float, settings.RoleSetting | None] | None:
+        """Give a setting that is a number in the unit of pg_settings, as ``setting_for_role`` does."""
+        found = self.setting_for_role(name)
+        if found is None:
+            return None
+        return settings.amount(found[0], self.session_settings[name].unit), found[1]
+
+    def change(self, setting: str, value: str, *, restart: bool = True) -> tuple[Fix, ...]:
+        """Change a setting of the server, given as an SQL literal, where this server lets it be changed."""
+        found = self.session_settings.get(setting)
+        if self.provider.settings is None and found is not None and found.source == "command line":
+            return (
+                Fix(
+                    "action",
+                    f"set {setting} = {value} where the server is started: it is on its command line, which wins over"
+                    " ALTER SYSTEM (Patroni: patronictl edit-config)",
+                ),
+                Fix("action", self.provider.restart),
+            )
+        return self.provider.set(setting, value, restart=restart)
+
+    def change_for_role(self, setting: str, value: str) -> tuple[Fix, ...]:
+        """Change a setting for the sessions of the role that is to replicate."""
+        session, own = self.session_settings.get(setting), self.role_settings.get(setting)
+        if session is not None and session.source == "client":
+            return (Fix("action", f"take {setting} out of the options of the connection string, or out of PGOPTIONS"),)
+        where = f" IN DATABASE {quote_ident(self.server.database)}" if own and own.for_role and own.for_database else ""
+        return (Fix("sql", f"ALTER ROLE {quote_ident(self.role_name)}{where} SET {setting} = {value};"),)
+
+    def let_see(self, monitor: str) -> tuple[Fix, ...]:
+        """Let the connected role see what the members of a predefined role see."""
+        return (Fix("sql", f"GRANT {monitor} TO {quote_ident(self.server.user)};"),)
+
+    @cached_property
     def role(self) -> roles.RoleReplication | None:
         """The role that is to replicate, None when it does not exist."""
         return roles.can_replicate(self.conn, self.role_name)
@@ -111,6 +213,7 @@ class Context:
             walsender = Walsender.open(self.target, "pgrepl doctor")
             try:
                 (row,) = walsender.query("IDENTIFY_SYSTEM")
+                self.walsender_timeout = walsender.wal_sender_timeout()
             finally:
                 walsender.close()
         except PgreplError as error:
@@ -120,7 +223,7 @@ class Context:
 
     @cached_property
     def slots(self) -> list[Slot]:
-        """Every slot of the cluster, as it was before any check touched one."""
+        """Every slot of the cluster, as it was before anything was tried on one."""
         return slots.all_of(self.conn)
 
     @cached_property
@@ -150,17 +253,17 @@ class Context:
         return derived
 
     @cached_property
-    def slot_name(self) -> str | None:
-        """The slot that is looked at: the one that was named, else the pipeline's.
-
-        None with the memory store when there is none, since it makes a temporary one each time.
-        """
-        if self.wanted.slot is not None or self.pipeline_id is None:
+    def slot_name(self) -> str:
+        """The slot that is looked at: the one that was named, else the pipeline's."""
+        if self.wanted.slot is not None:
             return self.wanted.slot
-        name = apply_slot(self.pipeline_id)
-        if self.wanted.store == "memory" and all(slot.name != name for slot in self.slots):
-            return None
-        return name
+        assert self.pipeline_id is not None
+        return apply_slot(self.pipeline_id)
+
+    @property
+    def keeps_slot(self) -> bool:
+        """Whether there is such a slot, or a run with this store would make it; the memory store's are temporary."""
+        return self.slot is not None or self.wanted.slot is not None or self.wanted.store != "memory"
 
     @cached_property
     def slot(self) -> Slot | None:
@@ -232,9 +335,39 @@ class Context:
         return replica_identity.read(self.conn, self.published_oids)
 
     @cached_property
+    def entries(self) -> list[leaves.Entry]:
+        """What each publication in question says of each of its tables."""
+        return leaves.entries(self.conn, [publication.oid for publication in self.publications])
+
+    @cached_property
+    def leaves(self) -> list[leaves.Leaf]:
+        """Every table that holds published rows."""
+        return leaves.read(self.conn, self.published_oids)
+
+    def leaves_of(self, entry: leaves.Entry) -> Sequence[leaves.Leaf]:
+        """The tables that hold the rows of one published table."""
+        return self._leaves_by_root.get(entry.oid, [])
+
+    @cached_property
+    def _leaves_by_root(self) -> dict[int, list[leaves.Leaf]]:
+        by_root: dict[int, list[leaves.Leaf]] = {}
+        for leaf in self.leaves:
+            by_root.setdefault(leaf.root_oid, []).append(leaf)
+        return by_root
+
+    def publication(self, name: str) -> Publication:
+        """One of the publications in question."""
+        return next(publication for publication in self.publications if publication.name == name)
+
+    @cached_property
+    def user_tables(self) -> list[replica_identity.UserTable]:
+        """Every table that a publication could hold."""
+        return replica_identity.user_tables(self.conn)
+
+    @cached_property
     def publishable(self) -> list[replica_identity.UserTable]:
         """The tables that can be published without making the application's UPDATE and DELETE fail."""
-        tables = replica_identity.user_tables(self.conn)
+        tables = self.user_tables
         identities = replica_identity.read(self.conn, [table.oid for table in tables])
         broken = {identity.root_oid for identity in identities if not identity.usable}
         return [table for table in tables if table.oid not in broken]

@@ -19,6 +19,9 @@ class Status(StrEnum):
     SKIP = "skip"
 
 
+RELOAD = "SELECT pg_reload_conf();"
+
+
 @dataclass(frozen=True)
 class Fix:
     """One step of a fix: SQL that runs as it stands, a command of pgrepl's own, or an action outside of both."""
@@ -31,7 +34,8 @@ class Fix:
 class Finding:
     """The outcome of a check for one object, or for all that it looked at when ``object`` is None.
 
-    ``evidence`` holds the values that were read, of types that JSON knows. The steps of ``fix`` go in their order.
+    ``evidence`` holds the values that were read, of types that JSON knows. The steps of ``fix`` go in their order; of
+    a check that could not run they are what lets it run.
     """
 
     id: str

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgrepl.catalog.provider import Traces
-from pgrepl.doctor.findings import Fix
+from pgrepl.doctor.findings import RELOAD, Fix
 from pgrepl.names import quote_ident
 
 
@@ -13,9 +13,10 @@ from pgrepl.names import quote_ident
 class Provider:
     """Who runs the server.
 
-    ``settings`` says where a setting is changed, None where ALTER SYSTEM does it. ``wal_level`` is the action that
-    makes wal_level logical, where it is not the change of that setting. ``replication_role`` is granted in place of
-    the REPLICATION attribute.
+    ``settings`` says where a setting is changed, None where ALTER SYSTEM does it, and ``fixed`` which settings nobody
+    can change. ``wal_level`` is the action that makes wal_level logical, where it is not the change of that setting.
+    ``replication_role`` is granted in place of the REPLICATION attribute. ``direct`` is how to reach the server itself
+    past a pooler or a balancer. ``lists_tables`` says that no role there may publish all tables or schemas.
     """
 
     name: str
@@ -24,12 +25,19 @@ class Provider:
     wal_level: str | None = None
     replication_role: str | None = None
     replication_note: str | None = None
+    direct: str = "connect to the server itself, past poolers and load balancers"
+    fixed: frozenset[str] = frozenset()
+    lists_tables: bool = False
 
-    def set(self, setting: str, value: str) -> tuple[Fix, ...]:
-        """Change a setting that takes effect when the server starts."""
+    def set(self, setting: str, value: str, *, restart: bool = True) -> tuple[Fix, ...]:
+        """Change a setting, by default one that takes effect when the server starts."""
+        if setting in self.fixed:
+            return (Fix("action", f"{setting} cannot be changed on {self.name}"),)
         if self.settings is None:
-            return Fix("sql", f"ALTER SYSTEM SET {setting} = {value};"), Fix("action", self.restart)
-        return Fix("action", f"set {setting} = {value} in {self.settings}"), Fix("action", self.restart)
+            last = Fix("action", self.restart) if restart else Fix("sql", RELOAD)
+            return Fix("sql", f"ALTER SYSTEM SET {setting} = {value};"), last
+        then = (Fix("action", self.restart),) if restart else ()
+        return Fix("action", f"set {setting} = {value} in {self.settings}"), *then
 
     def set_wal_level(self) -> tuple[Fix, ...]:
         """Make wal_level logical."""
@@ -67,6 +75,7 @@ PROVIDERS = {
             restart="reboot the instance",
             wal_level="set rds.logical_replication = 1 in the instance's parameter group, and reboot the instance",
             replication_role="rds_replication",
+            direct="connect to the endpoint of the instance, not through RDS Proxy",
         ),
         Provider(
             "aurora",
@@ -74,12 +83,14 @@ PROVIDERS = {
             restart="reboot the writer",
             wal_level="set rds.logical_replication = 1 in the cluster's parameter group, and reboot the writer",
             replication_role="rds_replication",
+            direct="connect to the cluster's writer endpoint: readers decode nothing, and their endpoint is a balancer",
         ),
         Provider(
             "cloudsql",
             settings="the instance's database flags",
             restart="restart the instance",
             wal_level="set the database flag cloudsql.logical_decoding = on, and restart the instance",
+            lists_tables=True,
         ),
         Provider(
             "alloydb",
@@ -87,12 +98,18 @@ PROVIDERS = {
             restart="restart the instance",
             wal_level="set the database flag alloydb.logical_decoding = on, and restart the instance",
         ),
-        Provider("azure", settings="the server parameters"),
+        Provider(
+            "azure",
+            settings="the server parameters",
+            direct="connect to port 5432, where the server itself listens; 6432 is its PgBouncer",
+            fixed=frozenset({"max_slot_wal_keep_size"}),
+        ),
         Provider(
             "supabase",
             settings="the project's database settings",
             restart="restart the project",
             replication_note="roles other than postgres are limited there: if this is refused, use the role postgres",
+            direct="connect to db.<project>.supabase.co, port 5432 (IPv6 only, unless the project has the IPv4 add-on)",
         ),
         Provider(
             "neon",
@@ -100,9 +117,18 @@ PROVIDERS = {
             restart="restart the compute",
             wal_level="turn logical replication on in the project's settings (it cannot be turned off again)",
             replication_note="if this is refused: roles made in the console or by the API have REPLICATION",
+            direct="connect to the host without -pooler in its name",
         ),
     )
 }
+
+# What only its role gives away; its owner is nobody that --provider could name.
+_GRANTS_MDB_REPLICATION = replace(
+    SELF_HOSTED,
+    settings="the cluster's settings in the console",
+    restart="the service restarts it",
+    replication_role="mdb_replication",
+)
 
 
 def detect(traces: Traces, host: str) -> Provider:
@@ -121,6 +147,8 @@ def detect(traces: Traces, host: str) -> Provider:
         name = "neon"
     elif "supabase_admin" in traces.roles or host.endswith((".supabase.co", ".supabase.com")):
         name = "supabase"
+    elif "mdb_replication" in traces.roles:
+        return _GRANTS_MDB_REPLICATION
     else:
         name = "self-hosted"
     return PROVIDERS[name]

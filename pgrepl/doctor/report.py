@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pgrepl.doctor.findings import Finding, Status
+from pgrepl.doctor.findings import RELOAD, Finding, Status
 from pgrepl.errors import ConnectError
 
 FailOn = Literal["warn", "fail", "unknown", "never"]
@@ -51,6 +51,17 @@ class Report:
         """Whether there is a finding that counts as a failure: ``warn`` and ``unknown`` include fail."""
         return any(finding.status in _AT_FAULT[fail_on] for finding in self.findings)
 
+    @property
+    def unseen(self) -> list[str]:
+        """The ids of the checks that could not run, each once."""
+        return list(dict.fromkeys(finding.id for finding in self.findings if finding.status is Status.UNKNOWN))
+
+    @property
+    def grants(self) -> list[str]:
+        """The statements that let checks run that could not, each once."""
+        unknown = (finding for finding in self.findings if finding.status is Status.UNKNOWN)
+        return list(dict.fromkeys(step.text for finding in unknown for step in finding.fix if step.kind == "sql"))
+
     def document(self) -> dict[str, Any]:
         """Give the report as a JSON object."""
         return {
@@ -66,9 +77,13 @@ class Report:
         }
 
     def fix_sql(self) -> str:
-        """Give all fixes as one script for psql; what is no SQL stands in it as a comment, and no statement twice."""
+        """Give all fixes as one script for psql; what is no SQL stands in it as a comment, and no statement twice.
+
+        The configuration is read again once, at the end.
+        """
         lines: list[str] = []
         written: set[str] = set()
+        reload = False
         for finding in self.findings:
             if finding.status not in (Status.FAIL, Status.WARN):
                 continue
@@ -76,9 +91,13 @@ class Report:
             lines.append(_comment(f"{finding.id}{about}: {finding.summary}"))
             for step in finding.fix:
                 line = step.text if step.kind == "sql" else _comment(f"{step.kind}: {step.text}")
-                if step.kind != "sql" or line not in written:
+                if line == RELOAD:
+                    reload = True
+                elif step.kind != "sql" or line not in written:
                     lines.append(line)
                     written.add(line)
+        if reload:
+            lines.append(RELOAD)
         return "".join(f"{line}\n" for line in lines)
 
 

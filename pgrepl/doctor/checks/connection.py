@@ -14,8 +14,13 @@ class Sql(Check):
     """An ordinary connection can be made, and answers.
 
     Everything else is asked through it. When it fails, the text is libpq's own, with the address that was tried.
-    Look at the host, the port, the password, pg_hba.conf and the TLS options, in this order. Some services have
+
+    Risk: nothing works, and nothing can be said.
+
+    Fix: look at the host, the port, the password, pg_hba.conf and the TLS options, in this order. Some services have
     direct hosts with an IPv6 address only, which a network without IPv6 cannot reach.
+
+    See: https://www.postgresql.org/docs/current/client-authentication-problems.html
     """
 
     id = "conn.sql"
@@ -52,8 +57,15 @@ class Replication(Check):
     """A replication connection to the database can be made, and IDENTIFY_SYSTEM is answered.
 
     This is the connection through which changes come. It needs the REPLICATION attribute (or the role that a service
-    puts in its place) and a free walsender. Poolers pass no replication connections: connect to the server itself. In
-    pg_hba.conf a logical replication connection is matched by its database's name, not by ``replication``.
+    puts in its place) and a free walsender. In pg_hba.conf a logical replication connection is matched by its
+    database's name, not by ``replication``.
+
+    Risk: nothing can be streamed.
+
+    Fix: give the role REPLICATION, free a walsender, add the line to pg_hba.conf, or go past a pooler, which passes no
+    replication connections.
+
+    See: https://www.postgresql.org/docs/current/protocol-replication.html
     """
 
     id = "conn.replication"
@@ -78,5 +90,4 @@ class Replication(Check):
             return context.provider.allow_replication(context.role_name)
         if context.server.free_wal_senders == 0:
             return (Fix("action", "free a walsender: see cfg.senders_free"),)
-        hint = error.hint or "connect to the server itself: a pooler or proxy passes no replication connection"
-        return (Fix("action", hint),)
+        return (Fix("action", error.hint or context.provider.direct),)

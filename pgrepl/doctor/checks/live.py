@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from pgrepl.catalog.activity import Transaction
 from pgrepl.doctor.check import Check
-from pgrepl.doctor.checks.slot import drop, let_see
+from pgrepl.doctor.checks.slot import drop
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
 from pgrepl.units import duration_text, size_text
@@ -43,9 +43,10 @@ class LongXact(Check):
         for found in long:
             query = " ".join((found.query or "").split())[:80]
             who = ", ".join(part for part in (found.user, found.application, found.state) if part)
+            age = duration_text(timedelta(seconds=found.seconds))
             yield self.finding(
                 Status.WARN,
-                f"pid {found.pid} ({who}) has been in a transaction that writes for {duration_text(timedelta(seconds=found.seconds))}"
+                f"pid {found.pid} ({who}) has been in a transaction that writes for {age}"
                 + (f": {query}" if query else ""),
                 {
                     "pid": found.pid,
@@ -64,7 +65,7 @@ class LongXact(Check):
                 f"{activity.hidden} session{'s'[: activity.hidden != 1]} of other roles cannot be looked into by"
                 f" {context.server.user}",
                 {"hidden_sessions": activity.hidden},
-                fix=let_see(context),
+                fix=context.let_see("pg_monitor"),
             )
         elif not long:
             running = len(activity.transactions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pgrepl.catalog import roles
 from pgrepl.catalog.roles import table_privileges
 from pgrepl.doctor.check import Check
 from pgrepl.doctor.context import Context
@@ -15,9 +16,14 @@ from pgrepl.names import quote_ident
 class Replication(Check):
     """The role has REPLICATION, is a superuser, or is a member of what a service puts in the place of both.
 
-    Without it neither a replication connection nor a slot can be had (SQLSTATE 42501). On RDS and Aurora the
-    attribute stays false, and rds_replication is granted instead. When a replication connection of this role worked,
-    that counts more than what the catalog says.
+    On RDS and Aurora the attribute stays false, and rds_replication is granted instead. When a replication connection
+    of this role worked, that counts more than what the catalog says.
+
+    Risk: without it neither a replication connection nor a slot can be had (SQLSTATE 42501).
+
+    Fix: give it REPLICATION, or the role of the provider.
+
+    See: https://www.postgresql.org/docs/current/logical-replication-security.html
     """
 
     id = "role.replication"
@@ -53,7 +59,13 @@ class Select(Check):
     """The role may read every published table: USAGE on its schema, SELECT on it or on its published columns.
 
     The snapshot needs this. The stream does not: a role with REPLICATION receives the changes of tables that it may
-    not read. Default privileges do the same for tables made later.
+    not read.
+
+    Risk: the snapshot of the table fails (SQLSTATE 42501).
+
+    Fix: grant it. Default privileges do the same for tables made later.
+
+    See: https://www.postgresql.org/docs/current/logical-replication-security.html
     """
 
     id = "role.select"
@@ -98,3 +110,43 @@ class Select(Check):
             count = len(privileges)
             tables = "the published table" if count == 1 else f"all {count} published tables"
             yield self.finding(Status.PASS, f"{name} may read {tables}", {"tables": count})
+
+
+class RowSecurity(Check):
+    """Row security hides no row of the published tables from the role.
+
+    Policies hold for everyone but superusers, roles with BYPASSRLS and the table's owner, and for the owner, too,
+    where row security is forced. Computed from the catalog, so that it can be asked for any role.
+
+    Risk: a snapshot would hold only the rows that the policies let the role see, without a word; pgrepl sets
+    ``row_security`` off, so that its snapshot fails instead. The stream is not filtered.
+
+    Fix: give the role BYPASSRLS, which a superuser must do.
+
+    See: https://www.postgresql.org/docs/current/ddl-rowsecurity.html
+    """
+
+    id = "role.rls"
+    title = "row security hides nothing from the role"
+    needs = ("conn.sql", "server.version")
+
+    def run(self, context: Context) -> Iterator[Finding]:
+        role, name = context.role, context.role_name
+        if role is None or not context.published_oids:
+            missing = "no published table to read" if role else f"there is no role {name}"
+            yield self.finding(Status.SKIP, missing)
+            return
+        hidden = roles.tables_with_policies(context.conn, role.oid, context.published_oids)
+        shown: set[int] = set()
+        for table in (table for tables in context.published.values() for table in tables):
+            if table.oid in hidden - shown:
+                shown.add(table.oid)
+                yield self.finding(
+                    Status.FAIL,
+                    f"its policies hold for {name}: a snapshot would not have all rows",
+                    {"bypass_rls": role.bypass_rls},
+                    object=table.qualified,
+                    fix=[Fix("sql", f"ALTER ROLE {quote_ident(name)} BYPASSRLS;")],
+                )
+        if not hidden:
+            yield self.finding(Status.PASS, f"{name} sees every row")

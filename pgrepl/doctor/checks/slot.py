@@ -6,6 +6,7 @@ store keeps one.
 
 from __future__ import annotations
 
+import re
 import shlex
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,16 @@ from collections.abc import Iterator, Mapping
 from psycopg.conninfo import make_conninfo
 
 from pgrepl.catalog import pipelines
-from pgrepl.catalog.pipelines import StoredPosition
+from pgrepl.catalog.pipelines import StoredPosition, TableState
 from pgrepl.catalog.slots import Slot
 from pgrepl.doctor.check import Check
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
-from pgrepl.names import quote_ident, table_sync_slot
+from pgrepl.names import quote_ident
 from pgrepl.units import size_text
 
 PLUGIN = "pgoutput"
+_PLAIN = re.compile(r"[^.\"\s]+\.[^.\"\s]+")
 _SOURCES: Mapping[str, tuple[str, ...]] = {
     "postgres": (pipelines.PIPELINES, pipelines.PROGRESS),
     "bookmarks": (pipelines.BOOKMARKS,),
@@ -67,7 +69,7 @@ class Exists(Check):
 
     def run(self, context: Context) -> Iterator[Finding]:
         name, slot = context.slot_name, context.slot
-        if name is None:
+        if not context.keeps_slot:
             yield self.finding(Status.SKIP, "no slot is named, and the memory store makes one for each run")
             return
         if slot is None:
@@ -318,7 +320,7 @@ class StateMatch(SlotCheck):
                 " next change",
                 {"state": table.state, "lsn": str(table.lsn), "confirmed_flush_lsn": str(here)},
                 object=table.label,
-                fix=[reset(context, table.label)],
+                fix=[reset(context, table)],
             )
 
     def _compare(self, context: Context, slot: Slot, here: int, stored: StoredPosition) -> Finding:
@@ -340,7 +342,9 @@ class StateMatch(SlotCheck):
                 fix=[copy_again(context)],
             )
         if gap <= 0:
-            text = "where the state says" if gap == 0 else f"{size_text(-gap)} before the stored position, which is well"
+            text = (
+                "where the state says" if gap == 0 else f"{size_text(-gap)} before the stored position, which is well"
+            )
             return self.finding(Status.PASS, f"it stands {text}", evidence)
         if gap == 1:
             text = (
@@ -392,7 +396,7 @@ class Failover(SlotCheck):
                     Status.UNKNOWN,
                     f"whether there are standbys does not show to {context.server.user}",
                     evidence,
-                    fix=let_see(context),
+                    fix=context.let_see("pg_monitor"),
                 )
             else:
                 yield self.finding(Status.PASS, "there is no standby to fail over to", evidence)
@@ -415,7 +419,7 @@ class Failover(SlotCheck):
             fix=[*_stop_reader(slot), alter_slot(context, slot.name, "FAILOVER true")],
         )
 
-    def _on_standby(self, slot: Slot, evidence: dict[str, object]) -> Finding:
+    def _on_standby(self, slot: Slot, evidence: Mapping[str, object]) -> Finding:
         if not slot.synced:
             return self.finding(Status.SKIP, "it is this standby's own, and stays here", evidence)
         if not slot.temporary:
@@ -439,22 +443,26 @@ def copy_again(context: Context) -> Fix:
     return Fix("command", shlex.join(["pgrepl", "state", "reset", "--all", *_which_state(context)]))
 
 
-def reset(context: Context, table: str) -> Fix:
-    """Forget the state of one table."""
-    return Fix("command", shlex.join(["pgrepl", "state", "reset", table, *_which_state(context)]))
+def reset(context: Context, table: TableState) -> Fix:
+    """Forget the state of one table, where it is stored."""
+    options = ["--store", "bookmarks", "--slot", table.slot or ""]
+    if table.source == pipelines.STATE:
+        options = ["--store", "postgres"]
+        stored = {found.pipeline_id for found in context.states.tables if found.source == pipelines.STATE}
+        if len(stored) > 1 or table.pipeline_id != context.pipeline_id:
+            options += ["--pipeline-id", str(table.pipeline_id)]
+    # A name with a full stop or a quote in it is told apart only by its OID.
+    name = table.label if _PLAIN.fullmatch(table.label) else str(table.oid)
+    return Fix("command", shlex.join(["pgrepl", "state", "reset", name, *options]))
 
 
 def alter_slot(context: Context, name: str, option: str) -> Fix:
     """Change a slot, which only a command of the replication protocol can."""
     info = context.conn.info
-    address = {"host": info.host, "port": info.port, "user": info.user, "dbname": info.dbname}
-    conninfo = make_conninfo("", **address, replication="database")
-    return Fix("command", shlex.join(["psql", conninfo, "-c", f"ALTER_REPLICATION_SLOT {quote_ident(name)} ({option})"]))
-
-
-def let_see(context: Context) -> tuple[Fix, ...]:
-    """Let the connected role see other roles' sessions."""
-    return (Fix("sql", f"GRANT pg_monitor TO {quote_ident(context.server.user)};"),)
+    conninfo = make_conninfo(host=info.host, port=info.port, user=info.user, dbname=info.dbname, replication="database")
+    return Fix(
+        "command", shlex.join(["psql", conninfo, "-c", f"ALTER_REPLICATION_SLOT {quote_ident(name)} ({option})"])
+    )
 
 
 def let_read(context: Context, tables: list[str]) -> tuple[Fix, ...]:
@@ -470,7 +478,7 @@ def let_read(context: Context, tables: list[str]) -> tuple[Fix, ...]:
 def _which_state(context: Context) -> list[str]:
     store = context.wanted.store
     options = [] if store == "memory" else ["--store", store]
-    return [*options, "--slot", context.slot_name] if context.wanted.slot and context.slot_name else options
+    return [*options, "--slot", context.slot_name] if context.wanted.slot else options
 
 
 def _stop_reader(slot: Slot) -> tuple[Fix, ...]:
@@ -482,7 +490,7 @@ def _close_gap(context: Context) -> tuple[Fix, ...]:
     publications = ",".join(context.wanted.publications or [found.name for found in context.publications])
     fix = [Fix("action", "if those changes matter, copy the tables again:"), copy_again(context)]
     if publications:
-        options = ["--store", store, *(["--slot", context.slot_name or ""] if context.wanted.slot else [])]
+        options = ["--store", store, *(["--slot", context.slot_name] if context.wanted.slot else [])]
         command = ["pgrepl", "tail", publications, *options, "--accept-slot-position"]
         fix += [
             Fix("action", "if another tool has processed them, go on from where the slot stands:"),
@@ -491,7 +499,7 @@ def _close_gap(context: Context) -> tuple[Fix, ...]:
     return tuple(fix)
 
 
-def _saved(context: Context, name: str) -> list[pipelines.TableState]:
+def _saved(context: Context, name: str) -> list[TableState]:
     """The tables past their beginning in the state that goes with a slot."""
     source = {"postgres": pipelines.STATE, "bookmarks": pipelines.BOOKMARKS}.get(context.wanted.store)
     return [
@@ -526,8 +534,3 @@ def _is_of(context: Context, name: str, slot: str | None, pipeline: int | None) 
 def _is_ahead(state: str, lsn: int | None, slot: Slot) -> bool:
     here = slot.confirmed_flush_lsn
     return state == "sync_done" and lsn is not None and here is not None and lsn > here
-
-
-def sync_slot_of(table: pipelines.TableState) -> str | None:
-    """Name the slot with which supabase/etl copies a table."""
-    return None if table.pipeline_id is None else table_sync_slot(table.pipeline_id, table.oid)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pgrepl.doctor.check import Check
-from pgrepl.doctor.checks.slot import let_see
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
 from pgrepl.names import quote_ident
@@ -56,17 +55,17 @@ class Slotsync(Check):
             lacking.append("primary_slot_name is empty")
             fix += [
                 Fix("action", "on the primary: SELECT pg_create_physical_replication_slot('standby1');"),
-                *_set(context, "primary_slot_name", "'standby1'"),
+                *context.change("primary_slot_name", "'standby1'", restart=False),
             ]
         if not replicas.hot_standby_feedback:
             lacking.append("hot_standby_feedback is off")
-            fix += _set(context, "hot_standby_feedback", "on")
+            fix += context.change("hot_standby_feedback", "on", restart=False)
         if replicas.conninfo_dbname == "":
             lacking.append("primary_conninfo names no database")
             fix.append(Fix("action", "add dbname=postgres to primary_conninfo, which holds a password, and reload"))
         if not replicas.sync_replication_slots:
             lacking.append(f"{_SYNC} is off")
-            fix += _set(context, _SYNC, "on")
+            fix += context.change(_SYNC, "on", restart=False)
         if lacking:
             yield self.finding(Status.WARN, f"no slot is copied here: {', '.join(lacking)}", evidence, fix=fix)
         elif replicas.conninfo_dbname is None:
@@ -74,7 +73,7 @@ class Slotsync(Check):
                 Status.UNKNOWN,
                 f"whether primary_conninfo names a database does not show to {context.server.user}",
                 evidence,
-                fix=let_see(context),
+                fix=context.let_see("pg_monitor"),
             )
         else:
             copied = [slot.name for slot in context.slots if slot.synced]
@@ -94,7 +93,7 @@ class Slotsync(Check):
             Status.WARN,
             f"the readers of {', '.join(marked)} can get ahead of the standby: {_WAITED_FOR} is empty",
             evidence,
-            fix=_set(context, _WAITED_FOR, _list(in_use))
+            fix=context.change(_WAITED_FOR, _list(in_use), restart=False)
             if in_use
             else [Fix("action", f"let the standby stream through a physical slot, and name that in {_WAITED_FOR}")],
         )
@@ -141,7 +140,9 @@ class SyncSlotsMissing(Check):
         marked = [slot.name for slot in context.slots if slot.failover]
         rest = [name for name in named if name not in wrong]
         for name, why in wrong.items():
-            waiting = f"the readers of {', '.join(marked)} wait for it" if marked else "a failover slot would wait for it"
+            waiting = (
+                f"the readers of {', '.join(marked)} wait for it" if marked else "a failover slot would wait for it"
+            )
             yield self.finding(
                 Status.FAIL if marked else Status.WARN,
                 f"{name} in {_WAITED_FOR} {why}: {waiting}",
@@ -149,7 +150,7 @@ class SyncSlotsMissing(Check):
                 object=name,
                 fix=[
                     Fix("action", "let its standby stream again; or take it off the list, if it is gone for good:"),
-                    *_set(context, _WAITED_FOR, _list(rest)),
+                    *context.change(_WAITED_FOR, _list(rest), restart=False),
                 ],
             )
         if not wrong:
@@ -187,22 +188,18 @@ class StandbyDecode(Check):
         fix: list[Fix] = []
         if not replicas.hot_standby_feedback:
             lacking.append("hot_standby_feedback is off")
-            fix += _set(context, "hot_standby_feedback", "on")
+            fix += context.change("hot_standby_feedback", "on", restart=False)
         if not replicas.primary_slot_name:
             lacking.append("it streams through no physical slot")
             fix += [
                 Fix("action", "on the primary: SELECT pg_create_physical_replication_slot('standby1');"),
-                *_set(context, "primary_slot_name", "'standby1'"),
+                *context.change("primary_slot_name", "'standby1'", restart=False),
             ]
         if lacking:
             text = f"the primary may remove what a slot here needs: {', '.join(lacking)}"
             yield self.finding(Status.WARN, text, evidence, fix=fix)
         else:
             yield self.finding(Status.PASS, "the primary keeps what slots here need", evidence)
-
-
-def _set(context: Context, setting: str, value: str) -> tuple[Fix, ...]:
-    return context.provider.set(setting, value, restart=False)
 
 
 def _list(names: Sequence[str]) -> str:
