@@ -2,8 +2,9 @@
 
 ``server`` runs a test on every supported version that is here (16, 17, 18); ``server16``, ``server17``, ``server18``
 and ``server15``, which pgrepl refuses, are one each. ``database`` and ``database18`` are fresh databases on ``server``
-and ``server18``. ``new_server(version, **settings)`` starts a server for one test alone. ``--servers 16,18`` chooses
-versions, and PGREPL_REQUIRE_SERVERS names those without which the run is a failure.
+and ``server18``. ``new_server(version, **settings)`` starts a server for one test alone, ``standby(server)`` a
+physical standby of one. ``--servers 16,18`` chooses versions, and PGREPL_REQUIRE_SERVERS names those without which
+the run is a failure.
 """
 
 from __future__ import annotations
@@ -139,6 +140,26 @@ def new_server(server_pool: ServerPool) -> Iterator[NewServer]:
         if version not in present():
             pytest.skip(f"no PostgreSQL {version} here")
         started.append(server_pool.new(version, settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+class NewStandby(Protocol):
+    """Start a physical standby of a server of version 16 or 18, for instance ``standby(primary)``."""
+
+    def __call__(self, primary: Server, **settings: str) -> Server: ...
+
+
+@pytest.fixture
+def standby(server_pool: ServerPool) -> Iterator[NewStandby]:
+    """Standbys for one test alone, stopped at its end."""
+    started: list[Server] = []
+
+    def start(primary: Server, **settings: str) -> Server:
+        started.append(server_pool.standby(primary, settings))
         return started[-1]
 
     yield start

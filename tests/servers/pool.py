@@ -81,6 +81,23 @@ class ServerPool:
         clients = self._installations[18] / "bin"
         return Server(version, cluster, {**_SETTINGS, **settings}, clients)
 
+    def standby(self, primary: Server, settings: Mapping[str, str]) -> Server:
+        """Make a physical standby of a server with its own pg_basebackup, and start it.
+
+        ``settings`` go into its configuration file, where ALTER SYSTEM wins over them.
+        """
+        directory = self._directory / str(len(self._clusters) + 1)
+        account.make_directory(directory, self._account)
+        tree = self._tree(primary.version)
+        cluster = Cluster(tree, directory, self._account)
+        self._clusters.append(cluster)
+        backup: list[str | Path] = [tree / "bin" / "pg_basebackup", "-D", cluster.data, "-d", primary.dsn()]
+        made = account.run_as(self._account, [*backup, "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+        assert made.code == 0, made.said
+        with (cluster.data / "postgresql.conf").open("a", encoding="utf-8") as configuration:
+            configuration.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        return Server(primary.version, cluster, dict(_SETTINGS), self._installations[18] / "bin")
+
     def close(self) -> None:
         """Stop every server and remove every file."""
         for cluster in self._clusters:

@@ -49,17 +49,21 @@ class EndToEnd(Check):
         if context.server.in_recovery:
             yield self.finding(Status.SKIP, "a standby writes no message")
             return
-        yield self._try(context)
+        publications = context.publications or context.all_publications
+        if not publications:
+            yield self.finding(Status.SKIP, "a stream needs a publication, and there is none")
+            return
+        yield self._try(context, publications[0].name)
 
-    def _try(self, context: Context) -> Finding:
+    def _try(self, context: Context, publication: str) -> Finding:
         walsender = Walsender.open(context.target, "pgrepl doctor")
         try:
             name = f"pgrepl_tmp_{walsender.pid}_{secrets.token_hex(4)}"
             began = time.monotonic()
             walsender.create_temporary_slot(name, _at_most(_SECONDS))
             made = time.monotonic()
-            # Messages are part of no publication.
-            walsender.start_replication(name, Lsn(0), [])
+            # Messages are part of no publication, but it has to be there when others write meanwhile.
+            walsender.start_replication(name, Lsn(0), [publication])
             nonce = secrets.token_hex(16)
             sent = time.monotonic()
             context.conn.execute("SELECT pg_logical_emit_message(true, %s, %s)", [_PREFIX, nonce])
