@@ -108,4 +108,3 @@ def reading(database: Database, name: str) -> Iterator[Walsender]:
         yield walsender
     finally:
         walsender.close()
-
