@@ -76,7 +76,8 @@ def connect_as_any(target: ConnectionTarget, application_name: str) -> psycopg.C
     """
     import psycopg
 
-    params = {"connect_timeout": _CONNECT_TIMEOUT, **target.params, "fallback_application_name": application_name}
+    params = {"connect_timeout": _CONNECT_TIMEOUT, **target.params, "client_encoding": "UTF8"}
+    params["fallback_application_name"] = application_name
     try:
         connection: psycopg.Connection = psycopg.connect("", autocommit=True, **params)  # type: ignore[arg-type]
     except psycopg.Error as error:

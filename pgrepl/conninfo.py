@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pgrepl.errors import InputError
@@ -18,11 +18,13 @@ class ConnectionTarget:
     """A server and database to connect to.
 
     ``params`` are libpq keywords that were given; what is absent comes from libpq's own environment, service and
-    password files. ``origin`` says in words where they came from. The repr shows no secret.
+    password files. ``origin`` says in words where they came from. ``configured_host`` is the host of a configured
+    database, by which its pipeline is known. The repr shows no secret.
     """
 
     params: Mapping[str, str] = field(repr=False)
     origin: str
+    configured_host: str | None = None
 
     @property
     def has_password(self) -> bool:
@@ -38,13 +40,14 @@ class ConnectionTarget:
 
     def with_database(self, dbname: str) -> ConnectionTarget:
         """The same server, another database."""
-        return ConnectionTarget({**self.params, "dbname": dbname}, self.origin)
+        return replace(self, params={**self.params, "dbname": dbname})
 
     def pipeline_host(self) -> str:
-        """Give the host as it goes into a pipeline id: the first one as libpq resolves it, its text unchanged.
-
-        A socket directory or nothing gives ``localhost``.
+        """Give the host as it goes into a pipeline id, its text unchanged: the configured one, else the first as libpq
+        resolves it, where a socket directory or nothing gives ``localhost``.
         """
+        if self.configured_host is not None:
+            return self.configured_host
         host = (self._resolved("host") or "").split(",")[0]
         return host if host and not host.startswith(("/", "@")) else "localhost"
 

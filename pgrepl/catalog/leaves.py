@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgrepl.names import quote_ident
 
@@ -84,7 +84,7 @@ class IdentityIndex:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A table that holds rows and is published, itself or through ``root_oid``; foreign partitions hold theirs elsewhere.
+    """A table that holds published rows, itself published or through ``root_oid``; foreign partitions are in it, too.
 
     ``identity`` is relreplident, ``identity_columns`` what it amounts to, for FULL every column. ``toast_bytes`` are
     what lies out of line; ``updates`` and ``deletes`` count since the statistics were reset.
@@ -192,10 +192,7 @@ SELECT a.attrelid, a.attname::text, a.attnotnull, a.attgenerated::text,
 
 def entries(conn: psycopg.Connection, publications: Sequence[int]) -> list[Entry]:
     """Read what these publications, given by OID, say of each table, by publication and name."""
-    return [
-        Entry(*row[:6], None if row[6] is None else tuple(row[6]), tuple(row[7]), *row[8:])
-        for row in conn.execute(_ENTRIES, [list(publications)])
-    ]
+    return [_entry(row) for row in conn.execute(_ENTRIES, [list(publications)])]
 
 
 def read(conn: psycopg.Connection, published: Sequence[int]) -> list[Leaf]:
@@ -204,13 +201,42 @@ def read(conn: psycopg.Connection, published: Sequence[int]) -> list[Leaf]:
     columns: dict[int, list[Column]] = {}
     for oid, *column in conn.execute(_COLUMNS, [[row[0] for row in rows]]):
         columns.setdefault(oid, []).append(Column(*column))
-    return [
-        Leaf(
-            *row[:7],
-            tuple(row[7]),
-            None if row[8] is None else IdentityIndex(*row[8:13], tuple(row[13])),
-            *row[14:],
-            columns=tuple(columns.get(row[0], ())),
-        )
-        for row in rows
-    ]
+    return [_leaf(row, columns.get(row[0], [])) for row in rows]
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    publication, oid, schema, name, relkind, explicit, listed, filter_columns, row_filter, below_published = row
+    return Entry(
+        publication,
+        oid,
+        schema,
+        name,
+        relkind,
+        explicit,
+        None if listed is None else tuple(listed),
+        tuple(filter_columns),
+        row_filter,
+        below_published,
+    )
+
+
+def _leaf(row: Sequence[Any], columns: Sequence[Column]) -> Leaf:
+    oid, root, schema, name, kind, persistence, identity, identity_columns = row[:8]
+    index, primary, valid, immediate, partial, nullable = row[8:14]
+    has_primary_key, toast_bytes, updates, deletes = row[14:]
+    return Leaf(
+        oid,
+        root,
+        schema,
+        name,
+        kind,
+        persistence,
+        identity,
+        tuple(identity_columns),
+        None if index is None else IdentityIndex(index, primary, valid, immediate, partial, tuple(nullable)),
+        has_primary_key,
+        toast_bytes,
+        updates,
+        deletes,
+        tuple(columns),
+    )

@@ -41,6 +41,9 @@ SELECT n.nspname::text, c.relname::text,
  ORDER BY 1, 2
 """
 
+_IN_PIPELINES = "SELECT p.system_identifier::text, p.timeline FROM {} p WHERE p.pipeline_id = %s"
+_IN_BOOKMARKS = "SELECT b.value->>'system_identifier', b.value->>'timeline' FROM {} b WHERE b.key = %s"
+
 
 def stored(conn: psycopg.Connection, slot: str) -> Stored:
     """Look for the origin of a slot's positions in the tables of this database."""
@@ -52,11 +55,11 @@ def stored(conn: psycopg.Connection, slot: str) -> Stored:
             continue
         name = f"{quote_ident(schema)}.{quote_ident(table)}"
         if table == PIPELINES:
-            query = f"SELECT system_identifier::text, timeline FROM {name} WHERE pipeline_id = %s"
+            query = _IN_PIPELINES.format(name)
             rows = conn.execute(query.encode(), [None if pipeline is None else signed_id(pipeline)])
             origins += [Origin("postgres", slot, *row) for row in rows]
         else:
-            query = f"SELECT value->>'system_identifier', value->>'timeline' FROM {name} WHERE key = %s"
+            query = _IN_BOOKMARKS.format(name)
             rows = conn.execute(query.encode(), [f"pgrepl::{slot}"])
             origins += [Origin("bookmarks", slot, row[0], row[1] and int(row[1])) for row in rows if row[0]]
     return Stored(tuple(origins), tuple(unreadable))

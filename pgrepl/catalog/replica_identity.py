@@ -20,8 +20,8 @@ class TableIdentity:
 
     ``root_oid`` is the table it was asked for: itself, or the partitioned table above it. ``setting`` is
     relreplident: d, n, f or i. ``usable`` says that it identifies a row: f does, d with a primary key, i with its
-    index still there. A deferrable or invalid primary key is none: the server does not identify rows by it. ``candidate_index`` could serve with USING INDEX: unique, complete, immediate, over NOT NULL
-    columns alone.
+    index still there. A deferrable or invalid primary key is none: the server does not identify rows by it.
+    ``candidate_index`` could serve with USING INDEX: unique, complete, immediate, over NOT NULL columns alone.
     """
 
     oid: int

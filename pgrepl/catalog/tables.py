@@ -66,8 +66,11 @@ SELECT DISTINCT w.oid
  CROSS JOIN LATERAL (
        SELECT w.oid AS leaf UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(w.oid) t) l
   LEFT JOIN pg_catalog.pg_class c ON c.oid = l.leaf
+  LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid IS NULL
     OR c.relkind IN ('r', 't', 'm') AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(l.leaf)
+    OR l.leaf = w.oid
+       AND pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', n.nspname, c.relname))::oid IS DISTINCT FROM w.oid
 """
 
 
@@ -76,8 +79,9 @@ def replaced_since_snapshot(connection: psycopg.Connection, oids: Collection[int
 
     TRUNCATE and rewriting ALTERs put a new file in place of the old one, for every snapshot at once. ``pg_class`` is
     read as the snapshot sees it, ``pg_relation_filenode`` tells the file of now; where they differ, for the table or
-    any of its partitions, an older snapshot would silently read an empty or a changed table. Only a lock on the table
-    held before makes the answer last (PostgreSQL documentation, MVCC Caveats).
+    any of its partitions, an older snapshot would silently read an empty or a changed table. So would one that reads by
+    name, which ``to_regclass`` looks up as of now, when another table has taken it. Only a lock on the table held
+    before makes the answer last (PostgreSQL documentation, MVCC Caveats).
     """
     return [oid for (oid,) in connection.execute(_REPLACED, [list(oids)])]
 

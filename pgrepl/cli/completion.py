@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pgrepl.errors import PgreplError
+
 if TYPE_CHECKING:
     import psycopg
     from click.shell_completion import CompletionItem
+
+    from pgrepl.conninfo import ConnectionTarget
 
 # With the start of the program a person who pressed the tab key waits less than a second.
 _SECONDS = 0.6
@@ -55,6 +59,17 @@ def complete_checks(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [name for name in check_ids() if name.startswith(incomplete)]
 
 
+def complete_databases(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a configured database."""
+    from pgrepl import config
+
+    try:
+        entries = config.load(ctx.params.get("config_path") or None).databases
+    except PgreplError:
+        return []
+    return [entry.name for entry in entries if entry.name.startswith(incomplete) and entry.name.isprintable()]
+
+
 def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """Let the shell complete the path of a file."""
     from click.shell_completion import CompletionItem
@@ -76,11 +91,15 @@ def _slots(connection: psycopg.Connection) -> list[tuple[str, str]]:
 
 def _ask(ctx: click.Context, question: Callable[[psycopg.Connection], list[tuple[str, str]]]) -> list[tuple[str, str]]:
     """Ask the server in a process of its own, which can be ended at any time: a look-up of a host's name cannot."""
+    try:
+        target = _target(ctx)
+    except PgreplError:
+        return []
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.write(writing, json.dumps(_answer(ctx, question)).encode())
+            os.write(writing, json.dumps(_answer(target, question)).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -94,10 +113,7 @@ def _ask(ctx: click.Context, question: Callable[[psycopg.Connection], list[tuple
         os.waitpid(child, 0)
 
 
-def _answer(
-    ctx: click.Context, question: Callable[[psycopg.Connection], list[tuple[str, str]]]
-) -> list[tuple[str, str]]:
-    from pgrepl import connection
+def _target(ctx: click.Context) -> ConnectionTarget:
     from pgrepl.cli.diagnostics import Reporter
     from pgrepl.cli.options import Run
 
@@ -109,7 +125,15 @@ def _answer(
         typed.get("config_path") or None,
         typed.get("database_name"),
     )
-    with connection.connect(run.target, "pgrepl completion") as conn:
+    return run.target
+
+
+def _answer(
+    target: ConnectionTarget, question: Callable[[psycopg.Connection], list[tuple[str, str]]]
+) -> list[tuple[str, str]]:
+    from pgrepl import connection
+
+    with connection.connect(target, "pgrepl completion") as conn:
         return question(conn)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -55,6 +56,16 @@ def exit_code_for(error: BaseException) -> ExitCode:
             return ExitCode.FINDINGS
 
 
+def known_error(error: Exception) -> errors.PgreplError | None:
+    """Give the error as one of ours; an error of the server that nobody foresaw is the server's. None is a defect."""
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is not None and isinstance(error, psycopg.Error):
+        from pgrepl.connection import server_error
+
+        return server_error(error, "the server reported an error")
+    return error if isinstance(error, errors.PgreplError) else None
+
+
 class Reporter:
     """Write to stderr what a person should know: errors always, the rest by verbosity (-1, 0 or 1)."""
 
@@ -65,6 +76,13 @@ class Reporter:
         self.debug = debug
         self.json = log_format == "json"
         self.color = color
+        self.subject = ""
+
+    def about(self, subject: str) -> Reporter:
+        """Give a reporter that puts before each message what it is about."""
+        reporter = copy.copy(self)
+        reporter.subject = subject
+        return reporter
 
     def error(self, message: str, *, hint: str | None = None, sqlstate: str | None = None) -> None:
         """Say what failed, on what, and what to do."""
@@ -109,6 +127,8 @@ class Reporter:
     def _write(
         self, level: str, message: str, color: str | None, *, hint: str | None = None, sqlstate: str | None = None
     ) -> None:
+        if self.subject:
+            message = f"{self.subject}: {message}"
         if self.json:
             line: dict[str, str] = {"time": datetime.now(UTC).isoformat(), "level": level, "message": message}
             if hint:

@@ -97,7 +97,7 @@ _SHOWN_FIX = 600
     is_flag=True,
     help="Print one line with performance data, and exit with 0, 1, 2 or 3 as monitoring plugins do.",
 )
-@command_options()
+@command_options(all_databases=True)
 def doctor(
     run: Run,
     publication: str | None,
@@ -126,6 +126,8 @@ def doctor(
         raise InputError(f"--fix-sql and --format {run.output_format} exclude each other")
     if nagios and (fix_sql or run.output_format != "table"):
         raise InputError("--nagios is a format of its own: no --format, --json or --fix-sql with it")
+    if nagios and run.entry is not None:
+        raise InputError("--nagios prints one line about one database", hint="name it with --database")
     choice = {
         "role": role,
         "store": store,
@@ -140,8 +142,7 @@ def doctor(
         return _watch(run, publication, choice, fail_on)
     report = _examine(run, publication, choice)
     if fix_sql:
-        sys.stdout.write(report.fix_sql())
-        sys.stdout.flush()
+        run.print_script(report.fix_sql())
     elif run.output_format == "table":
         _print(output.console(run.color), report)
     else:
@@ -156,9 +157,10 @@ def _examine(run: Run, publication: str | None, choice: dict[str, Any]) -> Repor
     from pgrepl import doctor as library
 
     named = run.publication(publication)
+    # Where a connection string says which server is meant, a configuration that lies about has nothing to say.
+    entries = run.config.databases if run.database is not None or run.config_path is not None else ()
     databases = [
-        library.ConfiguredDatabase(entry.name, *(entry.target.params[key] for key in ("host", "port", "dbname")))
-        for entry in run.config.databases
+        library.ConfiguredDatabase(entry.name, entry.identity, str(entry.settings["port"].value)) for entry in entries
     ]
     return library.run(run.target, publications=() if named is None else (named,), databases=databases, **choice)
 
@@ -242,9 +244,10 @@ def _summary(report: Report, width: int) -> list[Text]:
     counts = {finding.status.value: report.count(finding.status) for finding in report.findings}
     words = {"pass": "passed", "info": "for information", "warn": "to look at", "fail": "failed", "skip": "skipped"}
     parts = [f"{counts[status]} {word}" for status, word in words.items() if status in counts]
-    text = ", ".join(parts)
+    shown = [", ".join(parts)] if parts else []
     if report.unseen:
-        text += f"; {len(report.unseen)} could not run: {', '.join(report.unseen)}"
+        shown.append(f"{len(report.unseen)} could not run: {', '.join(report.unseen)}")
+    text = "; ".join(shown)
     if report.grants:
         text += f" ({_printable(' '.join(report.grants))} would let {'it' if len(report.unseen) == 1 else 'them'})"
     style = "bold red" if counts.get("fail") else "bold"

@@ -11,15 +11,16 @@ from typing import NoReturn
 import click
 
 from pgrepl import __version__
-from pgrepl.cli.diagnostics import ExitCode, Reporter, exit_code_for, reporter_for
+from pgrepl.cli.diagnostics import ExitCode, Reporter, exit_code_for, known_error, reporter_for
 from pgrepl.cli.options import Group
 from pgrepl.errors import OperationError, PgreplError
 
 # Loaded when called for, so that no command pays for the imports of another.
 _COMMANDS = {
+    "config": "pgrepl.cli.config:config",
     "doctor": "pgrepl.cli.doctor:doctor",
-    "migrations": "pgrepl.cli.migrations:migrations",
     "explain": "pgrepl.cli.explain:explain",
+    "migrations": "pgrepl.cli.migrations:migrations",
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",
@@ -95,7 +96,7 @@ def run(arguments: list[str] | None = None) -> int:
         _reporter(context, report).exception(OperationError(_one_line(error)))
         return ExitCode.FINDINGS
     except Exception as error:
-        _reporter(context, report).exception(_server_error(error))
+        _reporter(context, report).exception(known_error(error) or error)
         return ExitCode.FINDINGS
 
 
@@ -111,16 +112,6 @@ def _one_line(error: OSError) -> str:
 
 def _reporter(context: click.Context | None, default: Reporter) -> Reporter:
     return context.meta.get("pgrepl.report", default) if context else default
-
-
-def _server_error(error: Exception) -> Exception:
-    """An error of the server that nobody foresaw is still the server's, not a defect of ours."""
-    psycopg = sys.modules.get("psycopg")
-    if psycopg is not None and isinstance(error, psycopg.Error):
-        from pgrepl.connection import server_error
-
-        return server_error(error, "the server reported an error")
-    return error
 
 
 def main() -> NoReturn:

@@ -33,9 +33,10 @@ def migrations() -> None:
 @migrations.command(epilog=_epilog("pgrepl migrations status --json -d 'host=db1 dbname=orders'"))
 @command_options()
 def status(run: Run) -> int:
-    """Say which migrations are there: exit code 1 unless all are applied or seeded.
+    """Say how each migration stands.
 
-    checksum-mismatch and unknown are what supabase/etl refuses to start on; objects-missing is recorded, but not there.
+    Exit code 1 unless all are applied or seeded. checksum-mismatch and unknown are what supabase/etl refuses to start
+    on; objects-missing is recorded, but not there.
     """
     from pgrepl import connection
     from pgrepl import migrations as library
@@ -43,6 +44,9 @@ def status(run: Run) -> int:
     with connection.connect(run.target, "pgrepl migrations") as conn:
         statuses = library.status(conn)
     _print_statuses(run, statuses)
+    for found in statuses:
+        if not found.is_good:
+            run.report.notice(f"version {found.version}: {_advice(found)}")
     return ExitCode.OK if all(found.is_good for found in statuses) else ExitCode.FINDINGS
 
 
@@ -52,10 +56,11 @@ def status(run: Run) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
 @command_options()
 def apply(run: Run, to: int | None, dry_run: bool, yes: bool) -> int:
-    """Run what is missing, each version in a transaction of its own, and record it as supabase/etl does.
+    """Run and record the migrations that are missing.
 
-    The data of a database that stopped at an earlier version are kept. What the connected role may not do, as a rule
-    the event trigger of the third version, is printed as a script for psql.
+    Each runs in a transaction of its own and is recorded as supabase/etl does. The data of a database that stopped at
+    an earlier version are kept. What the connected role may not do, as a rule the event trigger of the third version,
+    is printed as a script for psql.
     """
     from pgrepl import connection
     from pgrepl import migrations as library
@@ -93,9 +98,10 @@ def apply(run: Run, to: int | None, dry_run: bool, yes: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
 @command_options()
 def seed(run: Run, source: str, accept_revision: bool, dry_run: bool, yes: bool) -> int:
-    """Record the migrations whose objects are there, so that supabase/etl and pgsense-rs accept the database.
+    """Record migrations whose objects are there.
 
-    Refused, with nothing written, when something is missing or recorded with another checksum.
+    supabase/etl and pgsense-rs then accept the database. Refused, with nothing written, when something is missing or
+    recorded with another checksum.
     """
     from pgrepl import connection
     from pgrepl import migrations as library
@@ -123,7 +129,10 @@ def seed(run: Run, source: str, accept_revision: bool, dry_run: bool, yes: bool)
 @click.argument("directory", required=False, metavar="[DIR]")
 @command_options()
 def verify(run: Run, directory: str | None) -> int:
-    """Compare recorded checksums, published ones, the files of DIR and the catalog: exit code 1 on any difference."""
+    """Compare records, published checksums, files and catalog.
+
+    DIR holds supabase/etl's own .sql files. Exit code 1 on any difference.
+    """
     from pgrepl import connection
     from pgrepl import migrations as library
     from pgrepl.catalog.etl_manifest import REVISION
@@ -151,13 +160,26 @@ def verify(run: Run, directory: str | None) -> int:
 @click.argument("version", type=int, required=False, metavar="[VERSION]")
 @command_options(connects=False, formats=False, timeout=False)
 def sql(run: Run, version: int | None) -> None:
-    """Print pgrepl's SQL of one migration, or of all, for somebody else to run; no server is needed.
+    """Print the SQL for somebody else to run.
 
-    It records nothing: pgrepl migrations seed does, afterwards.
+    It is that of one migration, or of all, in pgrepl's own words; no server is needed. It records nothing: pgrepl
+    migrations seed does, afterwards.
     """
     from pgrepl import migrations as library
 
     sys.stdout.write(library.sql(version))
+
+
+def _advice(status: MigrationStatus) -> str:
+    if status.failed:
+        return "recorded as failed: look what it left, then delete its row"
+    if status.state == "unknown":
+        return "of another revision; supabase/etl at this one would not start"
+    if status.state == "missing":
+        if status.objects_there:
+            return "there, but not recorded: pgrepl migrations seed"
+        return "missing: pgrepl migrations apply"
+    return "not as published: pgrepl migrations verify shows what differs"
 
 
 def _ask(database: str, what: str, versions: Sequence[int]) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgrepl.cli.completion import complete_files
-from pgrepl.cli.diagnostics import Reporter
+from pgrepl.cli.completion import complete_databases, complete_files
+from pgrepl.cli.diagnostics import Reporter, exit_code_for, known_error
 from pgrepl.errors import InputError, TimeLimitError
 from pgrepl.lsn import Lsn
+from pgrepl.names import quote_ident
 
 if TYPE_CHECKING:
     from pgrepl.config import Config, Database
@@ -122,7 +124,11 @@ TABLE_NAME = TableName()
 
 @dataclass
 class Run:
-    """What the shared options of one call say; every command gets it as its first argument."""
+    """What the shared options of one call say; every command gets it as its first argument.
+
+    ``flags`` are the parameters that the command line itself gave, and not the environment. With --all-databases a
+    command is called once for each entry of the configuration, and ``entry`` is that one.
+    """
 
     report: Reporter
     color: str
@@ -130,17 +136,31 @@ class Run:
     config_path: str | None = None
     database_name: str | None = None
     output_format: str = "table"
+    flags: frozenset[str] = frozenset()
+    entry: Database | None = None
+
+    @property
+    def dsn_origin(self) -> str:
+        """Where the connection string comes from."""
+        return "--dsn" if "dsn" in self.flags else "PGREPL_DSN"
 
     @functools.cached_property
     def config(self) -> Config:
-        """The configuration file's content."""
+        """What the configuration file and the environment above it say."""
         from pgrepl import config
 
-        return config.load(self.config_path)
+        found = config.load(self.config_path)
+        for message, hint in found.warnings:
+            self.report.warning(message, hint=hint)
+        return found
 
     @functools.cached_property
     def database(self) -> Database | None:
-        """The ``[[databases]]`` entry that is meant, if the target comes from one."""
+        """The ``[[databases]]`` entry that is meant, if the target comes from one: a flag wins over PGREPL_DSN."""
+        if self.entry is not None:
+            return self.entry
+        if "dsn" in self.flags and self.database_name is not None:
+            raise InputError("--dsn and --database exclude each other")
         if self.dsn is not None and self.database_name is None:
             if self.config_path is not None:
                 self.config  # noqa: B018  a named file that cannot be read is an error even when nothing of it is used
@@ -149,34 +169,91 @@ class Run:
 
     @functools.cached_property
     def target(self) -> ConnectionTarget:
-        """The server and database to connect to: --dsn or PGREPL_DSN, else the configuration, else libpq's defaults.
+        """The server and database to connect to: --dsn, --database, PGREPL_DSN, the configuration, libpq's defaults.
 
         Raises InputError for a connection string or a configuration that cannot be read.
         """
         from pgrepl.conninfo import ConnectionTarget, parse
 
-        if self.dsn is not None:
-            origin = "--dsn" if self._dsn_is_flag() else "PGREPL_DSN"
-            self.database  # noqa: B018  checks --config
-            target = parse(self.dsn, origin)
-            if origin == "--dsn" and target.has_password:
-                self.report.warning(
-                    "the password in --dsn can be seen in the process list",
-                    hint="use PGREPL_DSN, ~/.pgpass or a service",
-                )
-            return target
         if self.database is not None:
             return self.database.target
-        return ConnectionTarget({}, "libpq's environment and defaults")
+        if self.dsn is None:
+            return ConnectionTarget({}, "libpq's environment and defaults")
+        target = parse(self.dsn, self.dsn_origin)
+        if "dsn" in self.flags and target.has_password:
+            self.report.warning(
+                "the password in --dsn can be seen in the process list",
+                hint="use PGREPL_DSN, ~/.pgpass or a service",
+            )
+        return target
 
     def publication(self, named: str | None) -> str | None:
         """The publication that was named, else the configured one."""
         return named or (self.database.publication if self.database else None)
 
-    def _dsn_is_flag(self) -> bool:
-        context = click.get_current_context(silent=True)
-        source = context.get_parameter_source("dsn") if context else None
-        return source is click.core.ParameterSource.COMMANDLINE
+    def print_script(self, script: str) -> None:
+        """Print a script for psql; with --all-databases it first connects to the database that it is for."""
+        if self.entry is not None:
+            script = f"{_connect_command(self.entry.target)}{script}"
+        sys.stdout.write(script)
+        sys.stdout.flush()
+
+    def for_every_database(self, call: Callable[[Run], int | None]) -> int:
+        """Call a command once for each entry of the configuration, and return the worst of the exit codes.
+
+        What fails for one entry is reported, and the others go on; only the time limit and an interrupt end it all.
+        With --format json one array is printed, which has a document for each entry, or null where there is none.
+        """
+        from pgrepl.cli import output
+
+        if self.database_name is not None or "dsn" in self.flags:
+            other = "--dsn" if "dsn" in self.flags else "--database"
+            raise InputError(f"{other} and --all-databases exclude each other")
+        if not self.config.databases:
+            raise InputError(
+                "--all-databases, but no database is configured",
+                hint=f"write [[databases]] entries into {' or '.join(map(str, _places(self.config_path)))}",
+            )
+        worst = 0
+        with output.one_array(self.output_format) as documents:
+            for number, entry in enumerate(self.config.databases, 1):
+                run = replace(self, entry=entry, report=self.report.about(entry.name))
+                run.config = self.config
+                try:
+                    if self.output_format == "table":
+                        output.heading(
+                            f"{entry.name} ({entry.identity})" if entry.name != entry.identity else entry.name
+                        )
+                    code = call(run) or 0
+                except TimeLimitError:
+                    raise
+                except Exception as error:
+                    ours = known_error(error)
+                    if ours is None:
+                        raise
+                    run.report.exception(ours)
+                    code = exit_code_for(ours)
+                documents += [None] * (number - len(documents))
+                worst = max(worst, code)
+        return worst
+
+
+def _connect_command(target: ConnectionTarget) -> str:
+    """Write psql's command that connects to a database, without the password."""
+    from psycopg.conninfo import make_conninfo
+
+    named = ("host", "port", "dbname", "user", "sslmode")
+    conninfo = make_conninfo("", **{name: target.params[name] for name in named if name in target.params})
+    if set("\r\n") & set(conninfo):
+        raise InputError("psql cannot be told to connect to a place with a line break in its name")
+    # psql reads what follows as it reads identifiers.
+    return f"\\connect -reuse-previous=off {quote_ident(conninfo)}\n"
+
+
+def _places(named: str | None) -> list[Path]:
+    from pgrepl import config
+
+    return [Path(named)] if named else config.places()
 
 
 _COMMON = [
@@ -204,8 +281,17 @@ _CONNECTING = [
         shell_complete=complete_files,
         help="Configuration file; default ./pgrepl.toml, then the user's.  [env: PGREPL_CONFIG]",
     ),
-    click.option("--database", "database_name", metavar="NAME", help="The [[databases]] entry of the configuration."),
+    click.option(
+        "--database",
+        "database_name",
+        metavar="NAME",
+        shell_complete=complete_databases,
+        help="The [[databases]] entry of the configuration.",
+    ),
 ]
+_ALL_DATABASES = click.option(
+    "--all-databases", is_flag=True, help="Every [[databases]] entry in turn; JSON becomes an array."
+)
 _TIMEOUT = click.option("--timeout", type=DURATION, help="Give up after this long (exit code 4).")
 _FORMATS = [
     click.option(
@@ -220,11 +306,12 @@ _FORMATS = [
 
 
 def command_options(
-    *, connects: bool = True, formats: bool = True, timeout: bool = True
+    *, connects: bool = True, all_databases: bool = False, formats: bool = True, timeout: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options to a command, which then takes a Run as its first argument.
 
-    A command with its own --format passes ``formats=False``, one without an end of its own ``timeout=False``.
+    A command with its own --format passes ``formats=False``, one without an end of its own ``timeout=False``. With
+    ``all_databases=True`` it takes --all-databases, and is then called once for each of them.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -239,21 +326,31 @@ def command_options(
             if connects:
                 run.dsn = rest.pop("dsn") or None
                 run.config_path = rest.pop("config_path") or None
+                run.flags = frozenset(name for name in ("dsn", "config_path") if getattr(run, name) and _is_flag(name))
                 run.database_name = rest.pop("database_name")
             if formats:
                 chosen = rest.pop("output_format")
                 run.output_format = "json" if rest.pop("as_json") else chosen
             limit = rest.pop("timeout") if timeout else None
+            every = rest.pop("all_databases") if all_databases else False
             with _time_limit(limit):
+                if every:
+                    return run.for_every_database(lambda each: function(each, *args, **rest))
                 return function(run, *args, **rest)
 
-        options = [*(_CONNECTING if connects else []), *(_FORMATS if formats else [])]
+        options = [*(_CONNECTING if connects else []), *([_ALL_DATABASES] if all_databases else [])]
+        options += _FORMATS if formats else []
         options += [*([_TIMEOUT] if timeout else []), *_COMMON]
         for option in reversed(options):
             wrapper = option(wrapper)
         return wrapper
 
     return decorate
+
+
+def _is_flag(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 @contextmanager

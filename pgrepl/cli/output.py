@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pgrepl.cli.diagnostics import use_color
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+# The documents of a command that is called for several databases.
+_array: list[Any] | None = None
 
 # What is not a terminal gets lines as long as they need be: nothing is cut and nothing is wrapped.
 _UNLIMITED = 100_000
@@ -43,6 +47,9 @@ def console(color: str) -> Console:
 
 def emit(document: Any, *, output_format: str, color: str, table: Callable[[], RenderableType]) -> None:
     """Print a document: ``json`` whole, ``jsonl`` an element a line, else what ``table`` draws."""
+    if _array is not None and output_format == "json":
+        _array.append(document)
+        return
     if output_format == "json":
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     elif output_format == "jsonl":
@@ -50,4 +57,24 @@ def emit(document: Any, *, output_format: str, color: str, table: Callable[[], R
             sys.stdout.write(json.dumps(element, ensure_ascii=False, separators=(",", ":")) + "\n")
     else:
         console(color).print(table())
+    sys.stdout.flush()
+
+
+@contextmanager
+def one_array(output_format: str) -> Iterator[list[Any]]:
+    """Gather what is printed as JSON, and print it as one array at the end, also when that comes early."""
+    global _array
+    documents: list[Any] = []
+    _array = documents
+    try:
+        yield documents
+    finally:
+        _array = None
+        if output_format == "json":
+            emit(documents, output_format=output_format, color="never", table=lambda: "")
+
+
+def heading(text: str) -> None:
+    """Print of which database the following is, so that psql takes it for a comment."""
+    sys.stdout.write(f"-- {''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)}\n")
     sys.stdout.flush()

@@ -63,7 +63,7 @@ _SHOWN_LENGTH = 160
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed without a terminal.")
-@command_options()
+@command_options(all_databases=True)
 def setup(
     run: Run,
     publication: str | None,
@@ -158,7 +158,7 @@ def _print(run: Run, plan: Plan, dry_run_lock_timeout: float | None) -> None:
 
     needs = provision.needs_script(plan)
     if dry_run_lock_timeout is not None and run.output_format == "table":
-        sys.stdout.write(provision.dry_run_script(plan, lock_timeout=dry_run_lock_timeout))
+        run.print_script(provision.dry_run_script(plan, lock_timeout=dry_run_lock_timeout))
         return
     document = {"steps": [_step_document(step) for step in plan.steps], "needs": needs}
     output.emit(

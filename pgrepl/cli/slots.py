@@ -36,7 +36,7 @@ def slots() -> None:
 
 @slots.command("list", epilog=_epilog("pgrepl slots list --all -d 'host=db1 dbname=orders'"))
 @click.option("--all", "everything", is_flag=True, help="Those of all databases, and physical ones too.")
-@command_options()
+@command_options(all_databases=True)
 def list_(run: Run, everything: bool) -> None:
     """List the logical slots of this database: who uses them, what WAL they keep, and what that means.
 
@@ -151,7 +151,7 @@ def _inactive_for(slot: Slot) -> str:
 @click.option("--terminate", is_flag=True, help="End the session that holds the slot; without it a slot in use stays.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, drop nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed without a terminal.")
-@command_options()
+@command_options(all_databases=True)
 def drop(run: Run, names: tuple[str, ...], if_exists: bool, terminate: bool, dry_run: bool, yes: bool) -> int:
     """Drop replication slots, after showing what is lost with them.
 
@@ -162,6 +162,9 @@ def drop(run: Run, names: tuple[str, ...], if_exists: bool, terminate: bool, dry
     from pgrepl.catalog import slots as catalog
 
     terminal = sys.stdin.isatty()
+    if names and run.entry is not None:
+        # The same name may be another slot on another server.
+        raise click.UsageError("a slot's NAME and --all-databases exclude each other: choose with --database")
     if not names and not terminal:
         raise InputError("no slot is named, and there is no terminal to choose on", hint="name the slots to drop")
     if not dry_run and not yes and not terminal:
@@ -275,8 +278,10 @@ def _print(run: Run, results: list[dict[str, Any]], scripts: list[str] | None) -
     from pgrepl.cli import output
 
     if run.output_format == "table":
-        lines = scripts if scripts is not None else [f"{result['status']} {result['name']}\n" for result in results]
-        sys.stdout.write("".join(lines))
+        if scripts is not None:
+            run.print_script("".join(scripts))
+            return
+        sys.stdout.write("".join(f"{result['status']} {result['name']}\n" for result in results))
         sys.stdout.flush()
     else:
         output.emit(results, output_format=run.output_format, color=run.color, table=lambda: "")

@@ -73,9 +73,10 @@ class Check(ABC):
                 parts[label].append(text.strip())
             else:
                 parts["Cause"].append(paragraph)
-        return Explanation(
-            cls.id,
-            cls.title,
-            *("\n\n".join(" ".join(text.split()) for text in parts[label]) for label in ("Cause", "Risk", "Fix")),
-            tuple(" ".join(parts["See"]).split()),
-        )
+        cause, risk, fix = ("\n\n".join(_sentence(text) for text in parts[label]) for label in ("Cause", "Risk", "Fix"))
+        return Explanation(cls.id, cls.title, cause, risk, fix, tuple(" ".join(parts["See"]).split()))
+
+
+def _sentence(text: str) -> str:
+    line = " ".join(text.split()).replace("``", "")
+    return line[:1].upper() + line[1:]

@@ -24,6 +24,7 @@ from pgrepl.catalog import (
     standby,
     wal,
 )
+from pgrepl.catalog.leaves import Entry, Leaf
 from pgrepl.catalog.publications import Publication, PublishedTable
 from pgrepl.catalog.slots import Slot
 from pgrepl.connection import connect_as_any
@@ -71,12 +72,11 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class ConfiguredDatabase:
-    """An entry of the configuration, as far as it names a pipeline."""
+    """An entry of the configuration, which names a pipeline: ``identity`` is ``host/dbname`` as it is written."""
 
     name: str
-    host: str
+    identity: str
     port: str
-    dbname: str
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,13 @@ class Context:
             return (Fix("action", f"take {setting} out of the options of the connection string, or out of PGOPTIONS"),)
         where = f" IN DATABASE {quote_ident(self.server.database)}" if own and own.for_role and own.for_database else ""
         return (Fix("sql", f"ALTER ROLE {quote_ident(self.role_name)}{where} SET {setting} = {value};"),)
+
+    def let_read_control_file(self) -> tuple[Fix, ...]:
+        """Let the connected role read the identity of the server, as everyone may unless it was revoked."""
+        return tuple(
+            Fix("sql", f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}() TO {quote_ident(self.server.user)};")
+            for name in ("pg_control_system", "pg_control_checkpoint")
+        )
 
     def let_see(self, monitor: str) -> tuple[Fix, ...]:
         """Let the connected role see what the members of a predefined role see."""
@@ -335,22 +342,22 @@ class Context:
         return replica_identity.read(self.conn, self.published_oids)
 
     @cached_property
-    def entries(self) -> list[leaves.Entry]:
+    def entries(self) -> list[Entry]:
         """What each publication in question says of each of its tables."""
         return leaves.entries(self.conn, [publication.oid for publication in self.publications])
 
     @cached_property
-    def leaves(self) -> list[leaves.Leaf]:
+    def leaves(self) -> list[Leaf]:
         """Every table that holds published rows."""
         return leaves.read(self.conn, self.published_oids)
 
-    def leaves_of(self, entry: leaves.Entry) -> Sequence[leaves.Leaf]:
+    def leaves_of(self, entry: Entry) -> Sequence[Leaf]:
         """The tables that hold the rows of one published table."""
         return self._leaves_by_root.get(entry.oid, [])
 
     @cached_property
-    def _leaves_by_root(self) -> dict[int, list[leaves.Leaf]]:
-        by_root: dict[int, list[leaves.Leaf]] = {}
+    def _leaves_by_root(self) -> dict[int, list[Leaf]]:
+        by_root: dict[int, list[Leaf]] = {}
         for leaf in self.leaves:
             by_root.setdefault(leaf.root_oid, []).append(leaf)
         return by_root

@@ -158,29 +158,27 @@ def remember(old: Table, new: Table) -> Table:
 def diff(old: Table, new: Table) -> SchemaDiff:
     """Compare two versions of a table.
 
-    A column that is gone and one that is new are one renamed column when the catalog gives both the same attnum; when
-    it has moved on and knows neither any more, they are a dropped and an added one.
+    A column of the same attnum is the same column, under whatever name. Where the catalog has moved on and knows the
+    attnum no more, the name tells; a renamed column is a dropped and an added one then.
     """
     before = {column.name: column for column in old.columns}
     after = {column.name: column for column in new.columns}
-    gone = {
-        column.attnum: column.name for column in old.columns if column.name not in after and column.attnum is not None
-    }
-    renamed = tuple(
-        (gone[column.attnum], column.name)
+    names = {column.attnum: column.name for column in old.columns if column.attnum is not None}
+    origin = {
+        column.name: names[column.attnum]
         for column in new.columns
-        if column.name not in before and column.attnum is not None and column.attnum in gone
-    )
-    moved = {name for pair in renamed for name in pair}
-    origin = {new_name: old_name for old_name, new_name in renamed}
+        if column.attnum in names and names[column.attnum] != column.name
+    }
+    left = set(origin.values())
     retyped = []
     for column in new.columns:
         earlier = before.get(origin.get(column.name, column.name))
-        if earlier and (earlier.type_oid, earlier.type_modifier) != (column.type_oid, column.type_modifier):
+        known = column.name in origin or column.name not in left
+        if known and earlier and (earlier.type_oid, earlier.type_modifier) != (column.type_oid, column.type_modifier):
             retyped.append(column.name)
     return SchemaDiff(
-        added=tuple(name for name in after if name not in before and name not in moved),
-        dropped=tuple(name for name in before if name not in after and name not in moved),
-        renamed=renamed,
+        added=tuple(name for name in after if name not in origin and (name not in before or name in left)),
+        dropped=tuple(name for name in before if name not in left and (name not in after or name in origin)),
+        renamed=tuple((before_name, name) for name, before_name in origin.items()),
         retyped=tuple(retyped),
     )

@@ -20,6 +20,7 @@ _NO_SNAPSHOT = (
     psycopg.errors.UndefinedObject,
     psycopg.errors.ObjectNotInPrerequisiteState,
 )
+_RENAMED = (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable)
 _NOT_LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.UndefinedTable)
 
 
@@ -78,18 +79,24 @@ class Snapshot:
         replaced = set(replaced_since_snapshot(self._connection, [table.oid for table in tables]))
         if replaced:
             names = ", ".join(table.qualified for table in tables if table.oid in replaced)
-            raise SnapshotUnusable(f"{names} was truncated, rewritten or dropped while the snapshot was taken")
+            raise SnapshotUnusable(f"{names} was truncated, rewritten, renamed or dropped while the snapshot was taken")
 
     def copy(self, table: PublishedTable) -> Iterator[list[Row]]:
-        """Read the rows of a table, filtered and with the columns as published, some at a time."""
+        """Read the rows of a table, filtered and with the columns as published, some at a time.
+
+        Raises SnapshotUnusable when the table or a column has another name by now, or is gone.
+        """
         columns = sql.SQL(", ").join(sql.Identifier(name) for name in table.columns)
         # The filter is SQL that the server itself has printed.
         where = sql.SQL(f" WHERE {table.row_filter}" if table.row_filter else "")
         query = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(columns, _source(table), where)
         rows = CopyRows(len(table.columns))
-        with self._connection.cursor().copy(query) as stream:
-            for block in stream:
-                yield rows.feed(bytes(block))
+        try:
+            with self._connection.cursor().copy(query) as stream:
+                for block in stream:
+                    yield rows.feed(bytes(block))
+        except _RENAMED as error:
+            raise SnapshotUnusable(f"{table.qualified} was changed: {error.diag.message_primary}") from None
         rows.finish()
         if table.oid not in self._held:
             self.verify([table])

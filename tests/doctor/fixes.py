@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import click
+
+from pgrepl.cli.main import cli
 from pgrepl.conninfo import parse
 from pgrepl.doctor import Finding, Report
 from pgrepl.lsn import Lsn
@@ -19,6 +22,14 @@ from tests.doctor.conftest import examine, of, one
 from tests.servers.database import Database
 
 # Commands that no SQL can be in place of ask before they act, or do nothing without somebody's choice.
+# In the contract of the command line, and not yet in the program.
+_TO_COME = {
+    "slots create": {"--publication"},
+    "slots drop": {"--orphans", "--dry-run"},
+    "slots lag": set(),
+    "state reset": {"--all", "--store", "--slot", "--pipeline-id"},
+    "tail": {"--store", "--slot", "--accept-slot-position"},
+}
 _ASKING = ("slots drop", "state reset")
 
 
@@ -51,8 +62,36 @@ def sql_of(finding: Finding) -> list[str]:
 
 
 def commands_of(finding: Finding) -> list[str]:
-    """The commands of a fix."""
-    return [step.text for step in finding.fix if step.kind == "command"]
+    """The commands of a fix; those of pgrepl are ones that it takes."""
+    commands = [step.text for step in finding.fix if step.kind == "command"]
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "pgrepl":
+            check_command(words[1:])
+        else:
+            assert words[0] == "psql"
+    return commands
+
+
+def check_command(words: list[str]) -> None:
+    """Fail unless the command line takes these words, or its contract says that it will."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="pgrepl")
+    rest = list(words)
+    while isinstance(command, click.Group):
+        found = command.get_command(context, rest[0])
+        if found is None or rest[0] == "state":
+            break
+        command = found
+        rest.pop(0)
+    else:
+        known = {name for parameter in command.params for name in parameter.opts}
+        options = {word.partition("=")[0] for word in rest if word.startswith("--")}
+        if options <= known:
+            command.make_context("pgrepl", rest)
+            return
+    name = next(name for name in _TO_COME if " ".join(words).startswith(name))
+    assert {word for word in words if word.startswith("--")} <= _TO_COME[name], words
 
 
 def in_actions(finding: Finding) -> list[str]:

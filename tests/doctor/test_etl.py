@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pgrepl import connection, migrations
@@ -35,7 +37,7 @@ def migrate(database: Database, to: int | None = None) -> None:
         migrations.apply(conn, to=to)
 
 
-def statuses(database: Database, **options: object) -> dict[str, set[str]]:
+def statuses(database: Database, **options: Any) -> dict[str, set[str]]:
     """How the checks of the schema end."""
     report = examine(database, store="postgres", only=IDS, **options)
     return {check_id: {str(finding.status) for finding in of(report, check_id)} for check_id in IDS}

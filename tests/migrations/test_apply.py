@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 
 import psycopg
 import pytest
@@ -290,6 +292,7 @@ def test_the_lock_is_the_one_that_sqlx_takes(database18: Database) -> None:
     assert migrations.lock_key("truth") == 1400001460103494004
     with database18.connect(application_name="another") as other, connect(database18) as conn:
         other.execute("SELECT pg_advisory_lock(%s)", [migrations.lock_key(database18.name)])
+        conn.execute("SET statement_timeout = '10s'")
         for call in (migrations.apply, migrations.seed):
             with pytest.raises(OperationError, match=rf"process {other.info.backend_pid} \(another\)"):
                 call(conn, lock_timeout=0.1)
@@ -312,6 +315,7 @@ def test_the_lock_is_held_while_a_version_runs_and_given_back(database18: Databa
 
 def test_a_lock_on_a_table_is_not_waited_for_without_end(database18: Database) -> None:
     with connect(database18) as conn, database18.connect() as reader:
+        conn.execute("SET statement_timeout = '10s'")
         migrations.apply(conn, to=BASE)
         with reader.transaction():
             reader.execute("SELECT FROM etl.table_columns")
@@ -357,3 +361,16 @@ def test_setup_can_run_the_pieces_in_a_transaction_of_its_own(database: Database
                     conn.execute(statement.encode())
         assert [status.state for status in migrations.status(conn)] == ["applied"] * 3
     assert shape(database) == expected_shape(MESSAGES)
+
+
+@pytest.mark.parametrize(("answer", "done"), [("n", False), ("y", True)])
+def test_on_a_terminal_it_asks(database18: Database, answer: str, done: bool) -> None:
+    ours, theirs = os.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "pgrepl", "migrations", "apply", "-d", database18.dsn()]
+    ended = subprocess.run(command, stdin=theirs, capture_output=True, text=True, timeout=60, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert f"Apply {BASE}, {STORAGE}, {MESSAGES} in database {database18.name}?" in ended.stderr
+    assert ended.returncode == (0 if done else 1)
+    assert shape(database18)["tables"] == (expected_shape(MESSAGES)["tables"] if done else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -304,12 +306,21 @@ def test_bytes_that_are_no_text_fail_nobodys_alter_table(server18: Server) -> No
             conn.execute(b'ALTER TABLE orders ADD "prix_\xe9" int')
 
 
-def test_what_an_extensions_script_alters_is_silent(new_server: NewServer) -> None:
+@pytest.fixture
+def extension_directory() -> Iterator[Path]:
+    """Where the server looks for extensions: one, whose script alters a table."""
     home = account.temporary_directory("pgrepl-extension-", account.server_account())
-    (home / "extension").mkdir(mode=0o755)
+    (home / "extension").mkdir()
     (home / "extension" / "shelf.control").write_text("default_version = '1'\n", encoding="utf-8")
     (home / "extension" / "shelf--1.sql").write_text("ALTER TABLE public.orders ADD shelf int;\n", encoding="utf-8")
-    server = new_server(18, extension_control_path=f"{home}:$system")
+    for path in (home / "extension", *(home / "extension").iterdir()):
+        path.chmod(0o755)
+    yield home
+    account.remove_directory(home)
+
+
+def test_what_an_extensions_script_alters_is_silent(new_server: NewServer, extension_directory: Path) -> None:
+    server = new_server(18, extension_control_path=f"{extension_directory}:$system")
     with fresh_database(server) as database:
         with connect(database) as conn:
             migrations.apply(conn)

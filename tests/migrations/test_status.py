@@ -71,32 +71,44 @@ def test_a_pipelines_state_is_left_untouched_by_everything(migrated: Database, c
 
 
 @pytest.mark.parametrize(
-    ("change", "states"),
+    ("change", "states", "advice"),
     [
-        ("DELETE FROM etl._sqlx_migrations WHERE version = 20260415090000", ["applied", "missing", "applied"]),
-        ("UPDATE etl._sqlx_migrations SET execution_time = 0", ["seeded"] * 3),
+        (
+            "DELETE FROM etl._sqlx_migrations WHERE version = 20260415090000",
+            ["applied", "missing", "applied"],
+            "migrations seed",
+        ),
+        ("UPDATE etl._sqlx_migrations SET execution_time = 0", ["seeded"] * 3, ""),
         (
             "UPDATE etl._sqlx_migrations SET checksum = '\\x12' WHERE version = 20250827000000",
             ["checksum-mismatch", "applied", "applied"],
+            "migrations verify",
         ),
-        ("DROP EVENT TRIGGER supabase_etl_ddl_message_trigger", ["applied", "applied", "objects-missing"]),
-        ("DROP INDEX etl.idx_table_schemas_pipeline_table_snapshot_id", ["applied", "objects-missing", "applied"]),
-        ("DROP TABLE etl.replication_state", ["objects-missing", "applied", "applied"]),
+        (
+            "DROP EVENT TRIGGER supabase_etl_ddl_message_trigger",
+            ["applied", "applied", "objects-missing"],
+            "migrations verify",
+        ),
+        ("DROP INDEX etl.idx_table_schemas_pipeline_table_snapshot_id", ["applied", "objects-missing", "applied"], ""),
+        ("DROP TABLE etl.replication_state", ["objects-missing", "applied", "applied"], ""),
         (
             "INSERT INTO etl._sqlx_migrations VALUES (20260511090000, 'replication progress', now(), true, '\\x1f', 1)",
             ["applied", "applied", "applied", "unknown"],
+            "of another revision",
         ),
         (
             "UPDATE etl._sqlx_migrations SET success = false WHERE version = 20260415100000",
             ["applied", "applied", "missing"],
+            "recorded as failed",
         ),
-        ("DROP TABLE etl._sqlx_migrations", ["missing"] * 3),
+        ("DROP TABLE etl._sqlx_migrations", ["missing"] * 3, "migrations seed"),
     ],
 )
-def test_states(migrated18: Database, command: Command, change: str, states: list[str]) -> None:
+def test_states(migrated18: Database, command: Command, change: str, states: list[str], advice: str) -> None:
     migrated18.psql(change)
     outcome = command(migrated18, "status")
     assert outcome.states == states
+    assert advice in outcome.err
     assert outcome.code == (0 if states == ["seeded"] * 3 else 1)
     if "unknown" in states:
         assert outcome.document["migrations"][3] == {

@@ -73,7 +73,7 @@ class Tail:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self.pipe: IO[bytes] = self._process.stdout
-        """The reading end of stdout, for who has said ``read=False``."""
+        """The reading end of stdout, for who has said ``read=False``; it may be closed."""
         self._arrived = threading.Condition()
         self._stdout: list[bytes] = []
         self._stderr: list[bytes] = []
@@ -175,7 +175,7 @@ class Tail:
 
     def finish(self, seconds: float = PATIENCE) -> Finished:
         """Wait for the end."""
-        if len(self._reading) == 1:
+        if len(self._reading) == 1 and not self.pipe.closed:
             self.read_on()
         with self._arrived:
             ended = self._arrived.wait_for(lambda: self._open == 0, seconds)

@@ -53,6 +53,7 @@ def test_reader_that_stops_reading_costs_neither_connection_nor_data(version: in
             tail.until(lambda line: line.get("key") == {"id": rows}, seconds=120)
             after = _walsender(connection)
             assert after is not None
+            assert before is not None
             assert after[0] == before[0]
             finished = tail.stop()
     assert finished.code == 143

@@ -272,7 +272,7 @@ def test_bad_connection_string(dsn: str, shown: str) -> None:
         (b"\xff\xfe", "is not UTF-8"),
         ("[[databases]]\nhots = 'x'\n", "unknown key 'hots'"),
         ("colour = 'red'\n", "unknown key 'colour'"),
-        ("[[databases]]\nport = 'x'\n", "port in [[databases]] entry 1"),
+        ("[[databases]]\nport = 'x'\n", "port must be a number from 1 to 65535"),
         ("databases = 1\n", "databases must be an array of tables"),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_configuration_that_is_a_directory(tmp_path: Path) -> None:
 
 def test_several_databases_configured(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_text("[[databases]]\nname = 'one'\n[[databases]]\nname = 'two'\n")
+    path.write_text("[[databases]]\nname = 'one'\ndbname = 'a'\n[[databases]]\nname = 'two'\ndbname = 'b'\n")
     refused(run_tail("pub", "-c", str(path)), 2, "has several databases", "one, two")
     refused(run_tail("pub", "-c", str(path), "--database", "three"), 2, "no database 'three'", "one, two")
 

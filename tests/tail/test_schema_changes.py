@@ -64,8 +64,15 @@ def test_a_table_changes(table: Database) -> None:
         assert wider["diff"] == {**NOTHING, "retyped": ["alpha"]}
         assert wider["columns"][1]["type"] == "character varying(20)"
 
+        replaced, row = stream.changes(
+            "ALTER TABLE t RENAME b TO old_b; ALTER TABLE t ADD b int; INSERT INTO t VALUES (60, 'x', 'y', 1, 5)"
+        )
+        assert replaced["diff"] == {**NOTHING, "added": ["b"], "renamed": [["b", "old_b"]]}
+        assert (row["new"]["old_b"], row["new"]["b"]) == ("y", 5)
+        stream.changes("ALTER TABLE t DROP old_b", "DELETE FROM t WHERE id = 60")
+
         dropped, row = stream.changes("ALTER TABLE t DROP c, DROP b; INSERT INTO t VALUES (6, 'x')")
-        assert dropped["diff"] == {**NOTHING, "dropped": ["b", "c"]}
+        assert dropped["diff"] == {**NOTHING, "dropped": ["c", "b"]}
         assert names(dropped) == ["id", "alpha"]
         assert row["new"] == {"id": 6, "alpha": "x"}
 
@@ -182,7 +189,7 @@ def test_a_commit_that_is_streamed_before_it_can_be_seen(new_server: NewServer) 
                 ALTER TABLE t RENAME a TO b; CREATE TYPE mood AS ENUM ('so so'); ALTER TABLE t ADD moods mood[];
                 INSERT INTO t VALUES (1, 'x', '{so so}')
             """
-            session = threading.Thread(target=writer.execute, args=[change])
+            session = threading.Thread(target=writer.execute, args=[change], daemon=True)
             session.start()
             waits = "SELECT wait_event FROM pg_stat_activity WHERE pid = %s"
             wait_until(lambda: admin.execute(waits, [writer.info.backend_pid]).fetchone() == ("SyncRep",))

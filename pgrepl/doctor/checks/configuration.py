@@ -31,17 +31,18 @@ class Identity(Check):
         if not context.wanted.databases:
             yield self.finding(Status.SKIP, "the configuration has no [[databases]]")
             return
-        same: dict[int, list[ConfiguredDatabase]] = {}
+        same: dict[str, list[ConfiguredDatabase]] = {}
         for database in context.wanted.databases:
-            same.setdefault(pipeline_id(database.host, database.dbname), []).append(database)
-        doubled = {pipeline: entries for pipeline, entries in same.items() if len(entries) > 1}
-        for pipeline, entries in doubled.items():
+            same.setdefault(database.identity, []).append(database)
+        doubled = {identity: entries for identity, entries in same.items() if len(entries) > 1}
+        for identity, entries in doubled.items():
+            slot = apply_slot(pipeline_id(*identity.rsplit("/", 1)))
             names = [entry.name for entry in entries]
             yield self.finding(
                 Status.FAIL,
-                f"{', '.join(names)} are one pipeline: all of them are {entries[0].host}/{entries[0].dbname}",
-                {"entries": names, "ports": [entry.port for entry in entries], "slot": apply_slot(pipeline)},
-                object=f"{entries[0].host}/{entries[0].dbname}",
+                f"{', '.join(names)} are one pipeline: all of them are {identity}",
+                {"entries": names, "ports": [entry.port for entry in entries], "slot": slot},
+                object=identity,
                 fix=[Fix("action", "leave one of the entries, or write the host of one another way")],
             )
         if not doubled:

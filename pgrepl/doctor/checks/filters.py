@@ -193,7 +193,7 @@ class ColumnsMixed(Check):
             together = len(context.wanted.publications) > 1
             yield self.finding(
                 Status.FAIL if together else Status.INFO,
-                f"{other.publication} and {entry.publication} publish different columns of it: no stream can carry both",
+                f"{other.publication} and {entry.publication} publish other columns each: no stream can carry both",
                 {other.publication: _as_json(other), entry.publication: _as_json(entry)},
                 object=entry.qualified,
                 fix=[_publish_again(entry, other.listed)] if entry.explicit else [],

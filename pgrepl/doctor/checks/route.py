@@ -168,7 +168,7 @@ class SameServer(Check):
         evidence = {"sql": ordinary, "replication": streaming}
         if ordinary is None:
             yield self.finding(
-                Status.UNKNOWN, "this role may not read the control file", evidence, fix=context.let_see("pg_monitor")
+                Status.UNKNOWN, "this role may not read the control file", evidence, fix=context.let_read_control_file()
             )
         elif ordinary != streaming:
             yield self.finding(

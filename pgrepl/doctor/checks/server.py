@@ -163,7 +163,7 @@ class Identity(Check):
         server = context.server
         if server.system_identifier is None:
             yield self.finding(
-                Status.UNKNOWN, "this role may not read the control file", fix=context.let_see("pg_monitor")
+                Status.UNKNOWN, "this role may not read the control file", fix=context.let_read_control_file()
             )
             return
         for kept in stored.origins:

@@ -11,10 +11,11 @@ from pgrepl.doctor.findings import Finding, Fix, Status
 from pgrepl.names import quote_ident
 
 _WHY = {
-    "d": "no primary key that identifies rows",
+    "d": "no primary key",
     "n": "REPLICA IDENTITY NOTHING",
-    "i": "REPLICA IDENTITY USING INDEX, and the index is gone or invalid",
+    "i": "REPLICA IDENTITY USING INDEX, and the index is gone",
 }
+_UNSOUND = "an index that identifies nothing (see tbl.ri_index_ok)"
 
 
 class ReplicaIdentity(Check):
@@ -45,13 +46,14 @@ class ReplicaIdentity(Check):
             changes |= {"DELETE"} if publication.delete else set()
             for published in context.published[publication.name]:
                 refused.setdefault(published.oid, set()).update(changes)
+        unsound = {leaf.oid for leaf in context.leaves if leaf.identity_index and not leaf.identity_index.sound}
         without = {identity.oid: identity for identity in context.identities if not identity.usable}
         for table in without.values():
             # A partition can be published with its root as well as by itself.
             failing = sorted(refused.get(table.root_oid, set()) | refused.get(table.oid, set()), reverse=True)
             yield self.finding(
                 Status.FAIL if failing else Status.WARN,
-                f"{_WHY[table.setting]}: "
+                f"{_UNSOUND if table.oid in unsound else _WHY[table.setting]}: "
                 + (
                     f"{' and '.join(failing)} on it {'fails' if len(failing) == 1 else 'fail'}"
                     if failing
