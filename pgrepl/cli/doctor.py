@@ -29,6 +29,12 @@ _GROUPS = {
     "pub": "Publication",
     "tbl": "Tables",
     "ddl": "Changes of tables",
+    "slot": "Slots",
+    "ha": "Standbys",
+    "live": "At this moment",
+    "etl": "Schema etl",
+    "state": "State of tables",
+    "up": "Upgrade",
 }
 _MARKS = {
     "pass": ("✓", "+", "green"),
@@ -58,7 +64,7 @@ _SHOWN_FIX = 600
 @click.option(
     "--slot",
     metavar="NAME",
-    help="The slot that is to be used; if it exists, none need be free.",
+    help="The slot that is to be used; default: that of the pipeline of host and database.",
     shell_complete=complete_slots,
 )
 @click.option(
@@ -81,6 +87,10 @@ _SHOWN_FIX = 600
     show_default=True,
     help="Which findings make the exit code 1; warn and unknown include fail.",
 )
+@click.option(
+    "--probe", is_flag=True, help="Send a message through a temporary slot; nothing else here changes anything."
+)
+@click.option("--upgrade", is_flag=True, help="Ask also what pg_upgrade would do to the slots.")
 @click.option("--fix-sql", is_flag=True, help="Print the fixes as a script for psql, and nothing else.")
 @click.option(
     "--nagios",
@@ -98,6 +108,8 @@ def doctor(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     fail_on: FailOn,
+    probe: bool,
+    upgrade: bool,
     fix_sql: bool,
     nagios: bool,
 ) -> int:
@@ -116,7 +128,16 @@ def doctor(
         raise InputError("--nagios is a format of its own: no --format, --json or --fix-sql with it")
     if nagios and run.entry is not None:
         raise InputError("--nagios prints one line about one database", hint="name it with --database")
-    choice = {"role": role, "store": store, "slot": slot, "provider": provider, "only": only, "skip": skip}
+    choice = {
+        "role": role,
+        "store": store,
+        "slot": slot,
+        "provider": provider,
+        "only": only,
+        "skip": skip,
+        "probe": probe,
+        "upgrade": upgrade,
+    }
     if nagios:
         return _watch(run, publication, choice, fail_on)
     report = _examine(run, publication, choice)

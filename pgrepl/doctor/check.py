@@ -34,12 +34,14 @@ class Check(ABC):
     The docstring of a check is its documentation, and what ``pgrepl explain`` prints: paragraphs on what is asked and
     what is behind it, then one that begins with ``Risk:``, one with ``Fix:``, and one with ``See:`` and addresses.
     ``needs`` names the checks that must not have failed; the others need nothing of each other. ``grant`` is the role
-    whose members can see what the check looks at, where not everyone can.
+    whose members can see what the check looks at, where not everyone can. With
+    ``samples`` it looks at how fast WAL grows, and runs when the others have.
     """
 
     id: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("conn.sql",)
+    samples: ClassVar[bool] = False
     grant: ClassVar[str | None] = None
 
     @abstractmethod

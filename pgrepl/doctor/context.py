@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pgrepl.catalog import leaves, provider, publications, replica_identity, roles, server, settings, slots
+from pgrepl.catalog import (
+    activity,
+    etl_schema,
+    leaves,
+    pipelines,
+    provider,
+    publications,
+    replica_identity,
+    roles,
+    server,
+    settings,
+    slot_statistics,
+    slots,
+    standby,
+    wal,
+)
 from pgrepl.catalog.leaves import Entry, Leaf
 from pgrepl.catalog.publications import Publication, PublishedTable
 from pgrepl.catalog.slots import Slot
@@ -15,13 +31,16 @@ from pgrepl.connection import connect_as_any
 from pgrepl.doctor import providers
 from pgrepl.doctor.findings import Fix
 from pgrepl.errors import ConnectError, PgreplError
-from pgrepl.names import apply_slot, pipeline_id, quote_ident
+from pgrepl.names import apply_slot, parse_slot, pipeline_id, quote_ident
 from pgrepl.replication.walsender import Walsender
 
 if TYPE_CHECKING:
     import psycopg
 
     from pgrepl.conninfo import ConnectionTarget
+
+# Long enough to tell a rate from noise, and about as long as the other checks take.
+_SAMPLE_SECONDS = 0.5
 
 
 # What the checks read of pg_settings.
@@ -65,7 +84,8 @@ class Wanted:
     """What is to be checked.
 
     Without ``publications`` all of the database are looked at, without ``role`` the connected one. ``slot`` is the
-    one that is to be used, when it has a name already. ``databases`` are all entries of the configuration.
+    one that is to be used, when it has a name already. ``probe`` lets a message run through a temporary slot, and
+    ``upgrade`` asks what pg_upgrade would do. ``databases`` are all entries of the configuration.
     """
 
     publications: tuple[str, ...] = ()
@@ -73,6 +93,8 @@ class Wanted:
     store: str = "memory"
     slot: str | None = None
     provider: str = "auto"
+    probe: bool = False
+    upgrade: bool = False
     databases: tuple[ConfiguredDatabase, ...] = ()
 
 
@@ -90,6 +112,7 @@ class Context:
         self.wanted = wanted
         self.connection = connection
         self.error = error
+        self._sampled: tuple[float, wal.Sample | None] | None = None
         self.walsender_timeout: float | None = None
         self.passing_pids: list[int] = []
 
@@ -213,6 +236,90 @@ class Context:
         return dict(zip(("system_identifier", "timeline", "wal_position", "database"), row, strict=False))
 
     @cached_property
+    def slots(self) -> list[Slot]:
+        """Every slot of the cluster, as it was before anything was tried on one."""
+        return slots.all_of(self.conn)
+
+    @cached_property
+    def slot_statistics(self) -> dict[str, slot_statistics.SlotStatistics]:
+        """What the server counts for each slot, by its name."""
+        return {counted.name: counted for counted in slot_statistics.all_of(self.conn)}
+
+    @cached_property
+    def states(self) -> pipelines.States:
+        """The state that pipelines keep in this database."""
+        return pipelines.read(self.conn)
+
+    @cached_property
+    def pipeline_id(self) -> int | None:
+        """The pipeline that is looked at: the slot's, else that of host and database, unless only another has state.
+
+        None for a slot that is not named after a pipeline.
+        """
+        if self.wanted.slot is not None:
+            return parse_slot(self.wanted.slot).pipeline_id
+        derived = pipeline_id(self.target.pipeline_host(), self.server.database)
+        if self.wanted.store == "postgres":
+            stored = {found.pipeline_id for found in self.states.tables if found.source == pipelines.STATE}
+            if len(stored) == 1 and derived not in stored:
+                # A consumer elsewhere calls this host by another name.
+                return stored.pop()
+        return derived
+
+    @cached_property
+    def slot_name(self) -> str:
+        """The slot that is looked at: the one that was named, else the pipeline's."""
+        if self.wanted.slot is not None:
+            return self.wanted.slot
+        assert self.pipeline_id is not None
+        return apply_slot(self.pipeline_id)
+
+    @property
+    def keeps_slot(self) -> bool:
+        """Whether there is such a slot, or a run with this store would make it; the memory store's are temporary."""
+        return self.slot is not None or self.wanted.slot is not None or self.wanted.store != "memory"
+
+    @cached_property
+    def slot(self) -> Slot | None:
+        """That slot, None when it does not exist."""
+        return next((slot for slot in self.slots if slot.name == self.slot_name), None)
+
+    @cached_property
+    def activity(self) -> activity.Activity:
+        """The transactions and walsenders of this moment."""
+        return activity.read(self.conn)
+
+    @cached_property
+    def replicas(self) -> standby.Replicas:
+        """The settings about standbys."""
+        return standby.read(self.conn)
+
+    @cached_property
+    def etl(self) -> etl_schema.EtlSchema:
+        """Schema ``etl``. Raises OperationError when the connected role may not read what was migrated."""
+        return etl_schema.read(self.conn)
+
+    @cached_property
+    def pg_wal(self) -> wal.Directory:
+        """The files of WAL. Raises InsufficientPrivilege for a role that is no member of pg_monitor."""
+        return wal.directory(self.conn)
+
+    def begin_sampling(self) -> None:
+        """Take the first of the two samples between which WAL is measured."""
+        self._sampled = time.monotonic(), wal.sample(self.conn)
+
+    @cached_property
+    def wal_rate(self) -> wal.Rate | None:
+        """How fast WAL grows; waits for what is left of the time between the samples. None where nothing is known."""
+        if self._sampled is None:
+            self.begin_sampling()
+        assert self._sampled is not None
+        began, first = self._sampled
+        time.sleep(max(0.0, began + _SAMPLE_SECONDS - time.monotonic()))
+        second = wal.sample(self.conn)
+        return None if first is None or second is None else wal.rate(first, second)
+
+    @cached_property
     def all_publications(self) -> list[Publication]:
         """Every publication of the database."""
         return publications.all_of(self.conn)
@@ -265,21 +372,6 @@ class Context:
     def publication(self, name: str) -> Publication:
         """One of the publications in question."""
         return next(publication for publication in self.publications if publication.name == name)
-
-    @cached_property
-    def slots(self) -> list[Slot]:
-        """Every slot of the cluster, as it was before anything was tried on one."""
-        return slots.all_of(self.conn)
-
-    @cached_property
-    def slot_name(self) -> str:
-        """The slot that is to be used: the named one, else the apply slot of the pipeline of this database."""
-        return self.wanted.slot or apply_slot(pipeline_id(self.target.pipeline_host(), self.server.database))
-
-    @property
-    def slot(self) -> Slot | None:
-        """The slot that is to be used, when it exists."""
-        return next((slot for slot in self.slots if slot.name == self.slot_name), None)
 
     @cached_property
     def user_tables(self) -> list[replica_identity.UserTable]:

@@ -21,6 +21,7 @@ from pgrepl.errors import ConnectError, InputError, PgreplError
 if TYPE_CHECKING:
     from pgrepl.conninfo import ConnectionTarget
 
+_CONNECTED = "conn.sql"
 _PRIVILEGE = "42501"
 _BLOCKING = frozenset({Status.FAIL, Status.UNKNOWN, Status.SKIP})
 
@@ -35,21 +36,24 @@ def run(
     provider: str = "auto",
     only: Collection[str] = (),
     skip: Collection[str] = (),
+    probe: bool = False,
+    upgrade: bool = False,
     databases: Sequence[ConfiguredDatabase] = (),
 ) -> Report:
     """Connect, run the checks and report; nothing on the server is changed.
 
     Without ``publications`` every one of the database is looked at; ``role`` is who is to replicate, by default the
     connected role; ``slot`` is one that is to be used when it exists. ``only`` and ``skip`` choose checks by id;
-    what a chosen one needs runs too, and shows when it does not pass. ``databases`` are the entries of the
-    configuration, which are compared with each other. That no connection can be made is a finding,
-    not an error. Raises InputError for an unknown id or provider.
+    what a chosen one needs runs too, and shows when it does not pass. ``probe`` makes a temporary slot and sends a
+    message through it; ``upgrade`` asks what pg_upgrade would do to the slots. ``databases`` are the entries of the
+    configuration, which are compared with each other. That no connection can be made is a finding, not an error.
+    Raises InputError for an unknown id or provider.
     """
     for check_id in (*only, *skip):
         _known(check_id, check_ids(), "check")
     _known(provider, ["auto", *PROVIDERS], "provider")
     chosen = {check.id for check in CHECKS if (not only or check.id in only) and check.id not in skip}
-    wanted = Wanted(tuple(publications), role, store, slot, provider, tuple(databases))
+    wanted = Wanted(tuple(publications), role, store, slot, provider, probe, upgrade, tuple(databases))
     try:
         connection = connect(target, "pgrepl doctor")
     except ConnectError as error:
@@ -81,14 +85,15 @@ def _known(name: str, names: Sequence[str], kind: str) -> None:
 def _report(context: Context, chosen: Collection[str], skip: Collection[str]) -> Report:
     findings = _run_checks(context, chosen, skip)
     wanted = context.wanted
-    server, names, role = ServerIdentity(), wanted.publications, wanted.role
+    server, names, role, slot = ServerIdentity(), wanted.publications, wanted.role, wanted.slot
     # Without a connection, or when it broke, there is only what was asked for.
     if context.connection is not None:
         with suppress(psycopg.Error, PgreplError):
             server = _identify(context)
             role = context.role_name
             names = names or tuple(publication.name for publication in context.publications)
-    return Report(server, names, role, wanted.store, wanted.slot, findings, context.error)
+            slot = context.slot_name if context.keeps_slot else None
+    return Report(server, names, role, wanted.store, slot, findings, context.error)
 
 
 def _identify(context: Context) -> ServerIdentity:
@@ -105,21 +110,21 @@ def _identify(context: Context) -> ServerIdentity:
 
 def _run_checks(context: Context, chosen: Collection[str], skip: Collection[str]) -> list[Finding]:
     needed = {need for check in CHECKS if check.id in chosen for need in check.needs} - set(skip)
+    running = [check for check in CHECKS if check.id in chosen or check.id in needed]
     blocked: set[str] = set()
-    reported: list[Finding] = []
-    for check in CHECKS:
-        if check.id not in chosen and check.id not in needed:
-            continue
+    findings: dict[str, list[Finding]] = {}
+    for check in sorted(running, key=lambda check: check.samples):
         missing = [need for need in check.needs if need in blocked]
         if missing:
-            findings = [check.finding(Status.SKIP, f"needs {', '.join(missing)}")]
+            findings[check.id] = [check.finding(Status.SKIP, f"needs {', '.join(missing)}")]
         else:
-            findings = _run_one(check, context)
-        if any(finding.status in _BLOCKING for finding in findings):
+            findings[check.id] = _run_one(check, context)
+        if any(finding.status in _BLOCKING for finding in findings[check.id]):
             blocked.add(check.id)
-        if check.id in chosen or check.id in blocked:
-            reported += findings
-    return reported
+        elif check.id == _CONNECTED and any(other.samples for other in running):
+            with suppress(psycopg.Error):
+                context.begin_sampling()
+    return [finding for check in running if check.id in chosen or check.id in blocked for finding in findings[check.id]]
 
 
 def _run_one(check: Check, context: Context) -> list[Finding]:

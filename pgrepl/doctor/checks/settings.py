@@ -80,8 +80,8 @@ class SlotsFree(Check):
         all_slots = context.slots
         evidence = {"max_replication_slots": server.max_replication_slots, "used": len(all_slots)}
         free = server.max_replication_slots - len(all_slots)
-        if context.wanted.slot in {slot.name for slot in all_slots}:
-            yield self.finding(Status.PASS, f"slot {context.wanted.slot} exists already", evidence)
+        if context.slot is not None:
+            yield self.finding(Status.PASS, f"slot {context.slot.name} exists already", evidence)
             return
         if free > 1:
             yield self.finding(Status.PASS, f"{free} of {server.max_replication_slots} are free", evidence)
