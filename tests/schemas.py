@@ -21,6 +21,10 @@ def validator(command: str) -> Any:
     return Draft202012Validator(schema, format_checker=FormatChecker())
 
 
+_LINES = ("tail", "slots peek")
+"""Commands that print an event a line, whatever is asked for."""
+
+
 def check(command: str, document: Any) -> None:
     """Fail unless a document is what the schema of a command allows."""
     error = best_match(validator(command).iter_errors(document))
@@ -35,11 +39,11 @@ def parse(command: str, output: str, *, lines: bool = False) -> Any:
     With ``lines`` it is one document a line: for tail each an event, else the elements of a list, or one object.
     """
     documents = [json.loads(line) for line in output.splitlines()] if lines else [json.loads(output)]
-    if lines and command != "tail" and schemas.read(command).get("type") == "array":
+    if lines and command not in _LINES and schemas.read(command).get("type") == "array":
         documents = [documents]
     for document in documents:
         check(command, document)
-    return documents[0] if command != "tail" else documents
+    return documents if command in _LINES else documents[0]
 
 
 def check_call(arguments: Sequence[str], output: str) -> None:
@@ -56,7 +60,7 @@ def check_call(arguments: Sequence[str], output: str) -> None:
             if document is not None:
                 check(command, document)
     else:
-        parse(command, output, lines=form == "jsonl" or command == "tail")
+        parse(command, output, lines=form == "jsonl" or command in _LINES)
 
 
 def _prefixes(arguments: Sequence[str]) -> Iterator[str]:
