@@ -20,7 +20,23 @@ STATE = "etl.replication_state"
 PROGRESS = "etl.replication_progress"
 PIPELINES = "etl.pgrepl_pipelines"
 BOOKMARKS = "public.faucet_state"
-_TABLES = (STATE, PROGRESS, PIPELINES, BOOKMARKS)
+# A table without these columns has the name alone.
+_COLUMNS: Mapping[str, frozenset[str]] = {
+    STATE: frozenset(
+        {"pipeline_id bigint", "table_id oid", "state etl.table_state", "metadata jsonb", "is_current boolean"}
+    ),
+    PROGRESS: frozenset({"pipeline_id bigint", "flush_lsn pg_lsn"}),
+    PIPELINES: frozenset(
+        {
+            "pipeline_id bigint",
+            "slot_name text",
+            "position pg_lsn",
+            "system_identifier text",
+            "timeline integer",
+        }
+    ),
+    BOOKMARKS: frozenset({"key text", "value jsonb"}),
+}
 _BOOKMARK = "pgrepl::"
 
 
@@ -85,15 +101,13 @@ class States:
 
 # Who lacks USAGE on the schema may not even name the table.
 _PRESENT = """
-SELECT n.nspname || '.' || c.relname, has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+SELECT n.nspname || '.' || c.relname, has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'),
+       ARRAY(SELECT a.attname || ' ' || a.atttypid::regtype FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname || '.' || c.relname = ANY (%s) AND c.relkind IN ('r', 'p')
-  AND (n.nspname <> 'public' OR EXISTS (
-       SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'value'
-       AND a.atttypid = 'pg_catalog.jsonb'::regtype AND NOT a.attisdropped))
 ORDER BY 1
 """
-
 # Whoever wrote them, metadata is what counts; the state beside it is for people.
 _STATE = """
 SELECT s.pipeline_id, s.table_id, n.nspname::text, c.relname::text, coalesce(s.metadata->>'type', s.state::text),
@@ -113,8 +127,9 @@ _BOOKMARKS = "SELECT key, value FROM public.faucet_state WHERE starts_with(key, 
 
 
 def read(conn: psycopg.Connection) -> States:
-    """Read whatever state of pipelines the connected role may read in this database."""
-    present: dict[str, bool] = dict(conn.execute(_PRESENT, [list(_TABLES)]).fetchall())
+    """Read whatever state of pipelines the connected role may read in this database, in at most five queries."""
+    rows = conn.execute(_PRESENT, [list(_COLUMNS)]).fetchall()
+    present = {name: readable for name, readable, columns in rows if _COLUMNS[name] <= set(columns)}
     tables: list[TableState] = []
     positions: list[StoredPosition] = []
     if present.get(STATE):

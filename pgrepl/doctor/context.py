@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pgrepl.conninfo import ConnectionTarget
 
 # Long enough to tell a rate from noise, and about as long as the other checks take.
-_SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 0.5
 
 
 # What the checks read of pg_settings.
@@ -315,7 +315,7 @@ class Context:
             self.begin_sampling()
         assert self._sampled is not None
         began, first = self._sampled
-        time.sleep(max(0.0, began + _SAMPLE_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, began + SAMPLE_SECONDS - time.monotonic()))
         second = wal.sample(self.conn)
         return None if first is None or second is None else wal.rate(first, second)
 

@@ -6,10 +6,18 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from pgrepl import doctor
 from pgrepl.conninfo import parse
-from pgrepl.doctor import Finding, Report
+from pgrepl.doctor import Finding, Report, context
 from tests.servers.database import Database
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the WAL twice without waiting in between: how fast it grows matters to few tests."""
+    monkeypatch.setattr(context, "SAMPLE_SECONDS", 0.0)
 
 
 def examine(database: Database, *publications: str, user: str = "postgres", **options: Any) -> Report:

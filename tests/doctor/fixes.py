@@ -21,7 +21,6 @@ from tests.command import pgrepl
 from tests.doctor.conftest import examine, of, one
 from tests.servers.database import Database
 
-# Commands that no SQL can be in place of ask before they act, or do nothing without somebody's choice.
 # In the contract of the command line, and not yet in the program.
 _TO_COME = {
     "slots create": {"--publication"},
@@ -30,7 +29,7 @@ _TO_COME = {
     "state reset": {"--all", "--store", "--slot", "--pipeline-id"},
     "tail": {"--store", "--slot", "--accept-slot-position"},
 }
-_ASKING = ("slots drop", "state reset")
+_ASKING = ("slots drop",)
 
 
 def ask(check_id: str, database: Database, *publications: str, **options: Any) -> Finding:

@@ -160,7 +160,9 @@ def test_how_far_behind_is_too_far(database18: Database, name: str) -> None:
     assert judged(100, -1, None) is Status.FAIL
     # At this rate it is lost within the hour, within ten minutes; not while hardly any room is used, or it catches up.
     assert judged(3 << 20, 7 << 20, (7 << 20) / 3000) is Status.WARN
-    assert judged(3 << 20, 7 << 20, (7 << 20) / 500) is Status.FAIL
+    assert judged(3 << 20, 7 << 20, (7 << 20) / 500) is Status.WARN
+    assert judged(6 << 20, 4 << 20, (4 << 20) / 500) is Status.FAIL
+    assert judged(6 << 20, 4 << 20, (4 << 20) / 700) is Status.WARN
     assert judged(3 << 20, 7 << 20, (7 << 20) / 4000) is Status.PASS
     assert judged(1 << 20, 9 << 20, 9 << 20) is Status.PASS
     assert judged(3 << 20, 7 << 20, -1.0) is Status.PASS

@@ -157,6 +157,7 @@ def test_a_role_with_login_alone(database: Database) -> None:
         "conn.replication": {"fail"},
         "role.replication": {"fail"},
         "role.select": {"fail"},
+        "live.disk": {"unknown"},
     }
     assert [finding.object for finding in of(report, "role.select")] == ["Shop.Orders", "public.b"]
     assert of(report, "role.select")[0].evidence == {"schema_usage": False, "unreadable_columns": ["a"]}

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgrepl.catalog import wal
-from pgrepl.doctor import Status
+from pgrepl.doctor import Status, context
 from pgrepl.doctor.checks import live, probe
 from tests.command import eventually
 from tests.conftest import NewServer
@@ -98,8 +98,9 @@ def test_a_prepared_transaction(database: Database, monkeypatch: pytest.MonkeyPa
     assert is_silent("live.prepared", gid, database)
 
 
-def test_the_rate_of_wal_is_what_was_written(new_server: NewServer) -> None:
+def test_the_rate_of_wal_is_what_was_written(new_server: NewServer, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Database(new_server(18), "postgres")
+    monkeypatch.setattr(context, "SAMPLE_SECONDS", 0.5)
     found = ask("live.wal_rate", database)
     assert found.status is Status.INFO
     assert found.evidence["seconds"] >= 0.5

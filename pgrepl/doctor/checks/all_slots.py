@@ -17,7 +17,7 @@ from pgrepl.units import duration_text, size_text
 _GB = 1 << 30
 _MANY_BYTES, _VERY_MANY_BYTES = 10 * _GB, 100 * _GB
 # Shares of what max_slot_wal_keep_size lets a slot keep; below the first the rate of half a second says nothing.
-_MEASURED, _FULL, _NEARLY_LOST = 0.25, 0.75, 0.9
+_MEASURED, _HALF, _FULL, _NEARLY_LOST = 0.25, 0.5, 0.75, 0.9
 _SOON, _VERY_SOON = timedelta(hours=1), timedelta(minutes=10)
 
 _LONG, _VERY_LONG = timedelta(hours=1), timedelta(days=1)
@@ -95,7 +95,7 @@ class Lag(Check):
     restart_lsn is where the WAL begins that is kept for the slot, and confirmed_flush_lsn how far its reader says it
     is; a long transaction keeps the first one back while the second goes on. Looked at are 10 GB and 100 GB of WAL
     kept; with a max_slot_wal_keep_size also three quarters and nine tenths of it, and, once a quarter is used, whether
-    the slot would be lost within an hour or ten minutes at the rate of this moment.
+    the slot would be lost within an hour at the rate of this moment, once half is used within ten minutes.
 
     Risk: without max_slot_wal_keep_size the disk fills, and the server stops; with it the slot is lost.
 
@@ -298,6 +298,10 @@ class Orphans(Check):
         here = [slot for slot in named if slot.database == context.server.database]
         # What was named is what somebody wants.
         candidates = [slot for slot in here if slot.name != context.wanted.slot]
+        if not candidates:
+            evidence = {"other_databases": len(named) - len(here)}
+            yield self.finding(Status.PASS, "no slot without a reader has the name of a pipeline", evidence)
+            return
         states = context.states
         unknown = [slot for slot in candidates if slot.pipeline_id is None or not states.knows(slot.pipeline_id)]
         evidence = {"state_tables": list(states.read), "other_databases": len(named) - len(here)}
@@ -314,15 +318,14 @@ class Orphans(Check):
         for slot in unknown:
             yield self.finding(
                 Status.WARN,
-                f"nobody reads {slot.name}, and "
+                f"{slot.name} is read by nobody, and "
                 + ("no state table knows its pipeline" if states.read else "there is no state of any pipeline here"),
                 {**evidence, "pipeline_id": slot.pipeline_id, "retained_bytes": slot.retained_bytes},
                 object=slot.name,
                 fix=[Fix("command", "pgrepl slots drop --orphans --dry-run"), drop(slot)],
             )
         if not unknown:
-            text = "no slot has the name of a pipeline" if not here else "all that nobody reads have one"
-            yield self.finding(Status.PASS, text, evidence)
+            yield self.finding(Status.PASS, "all that nobody reads have one", evidence)
 
 
 class Spill(Check):
@@ -385,8 +388,8 @@ def judge_lag(slot: Slot, growth: float | None) -> tuple[Status, timedelta | Non
     left = timedelta(seconds=safe / growth) if growth is not None and growth > 0 and safe > 0 else None
     share = Status.FAIL if used >= _NEARLY_LOST else Status.WARN if used >= _FULL else Status.PASS
     soon = Status.PASS
-    if left is not None and used >= _MEASURED:
-        soon = Status.FAIL if left < _VERY_SOON else Status.WARN if left < _SOON else Status.PASS
+    if left is not None and left < _SOON and used >= _MEASURED:
+        soon = Status.FAIL if left < _VERY_SOON and used >= _HALF else Status.WARN
     return max(status, share, soon, key=_WORST.index), left
 
 

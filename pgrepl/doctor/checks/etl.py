@@ -309,9 +309,12 @@ class LeftoverSlots(Check):
     needs = ("conn.sql", "server.version")
 
     def run(self, context: Context) -> Iterator[Finding]:
+        here = [slot for slot in context.slots if slot.database == context.server.database]
+        if all(slot.kind != "table-sync" for slot in here):
+            yield self.finding(Status.PASS, "there is none for the copy of a table")
+            return
         states = context.states
         tables = {(table.pipeline_id, table.oid): table for table in states.tables if table.source == pipelines.STATE}
-        here = [slot for slot in context.slots if slot.database == context.server.database]
         left: list[Slot] = []
         for slot in here:
             name = parse_slot(slot.name)
@@ -323,7 +326,7 @@ class LeftoverSlots(Check):
                 continue
             left.append(slot)
             yield self._left(slot, table)
-        yield from _rest(self, context, left, "none is", slots=[slot for slot in here if slot.kind == "table-sync"])
+        yield from _rest(self, context, left, "none is")
 
     def _left(self, slot: Slot, table: TableState | None) -> Finding:
         kept = size_text(slot.retained_bytes or 0)
@@ -349,15 +352,11 @@ class LeftoverSlots(Check):
         )
 
 
-def _rest(
-    check: Check, context: Context, found: list[TableState] | list[Slot], text: str, slots: list[Slot] | None = None
-) -> Iterator[Finding]:
-    """Say that all is well, or that it could not be seen; without slots there is nothing that state could judge."""
+def _rest(check: Check, context: Context, found: list[TableState] | list[Slot], text: str) -> Iterator[Finding]:
+    """Say that all is well, or that it could not be seen."""
     states = context.states
     unreadable = [name for name in states.unreadable if name in (pipelines.STATE, pipelines.BOOKMARKS)]
-    if slots == []:
-        yield check.finding(Status.PASS, text)
-    elif unreadable:
+    if unreadable:
         yield check.finding(
             Status.UNKNOWN,
             f"{' and '.join(unreadable)} cannot be read by {context.server.user}",

@@ -98,7 +98,7 @@ class Prepared(Check):
             old = found.seconds >= _LONG_SECONDS
             yield self.finding(
                 Status.WARN if old else Status.INFO,
-                f"{found.gid} of {found.owner} in database {found.database} was prepared"
+                f"prepared by {found.owner} in database {found.database}"
                 f" {duration_text(timedelta(seconds=found.seconds))} ago",
                 {"owner": found.owner, "database": found.database, "seconds": round(found.seconds)},
                 object=found.gid,
@@ -118,6 +118,12 @@ class WalRate(Check):
 
     Measured between two looks half a second apart, while the other checks run. Every logical slot decodes all of it,
     whatever its publication says, and an idle slot keeps all of it.
+
+    Risk: none by itself. It says how long the disk, or max_slot_wal_keep_size, lasts when a reader is away.
+
+    Fix: nothing to mend.
+
+    See: https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-WAL-VIEW
     """
 
     id = "live.wal_rate"
