@@ -29,6 +29,12 @@ def state() -> None:
 
 
 def _pipeline(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--slot", metavar="NAME", help="The pipeline whose slot this is.")(function)
+    function = click.option(
+        "--store",
+        type=click.Choice(["postgres", "bookmarks"]),
+        help="Where the state is (bookmarks: not yet); default postgres.",
+    )(function)
     return click.option(
         "--pipeline-id",
         type=click.IntRange(0, 2**64 - 1),
@@ -43,11 +49,20 @@ def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--dry-run", is_flag=True, help="Say what would be done.")(function)
 
 
-def _open(run: Run, pipeline_id: int | None) -> PostgresStore:
+def _open(run: Run, pipeline_id: int | None, slot: str | None, store_name: str | None) -> PostgresStore:
     """Open the store of the pipeline that is meant. Raises InputError when several could be."""
     from pgrepl import names
     from pgrepl.stores.postgres import PostgresStore
 
+    if store_name == "bookmarks":
+        raise InputError("the state of the bookmarks store cannot be shown yet", hint="--store postgres")
+    if slot is not None:
+        named = names.parse_slot(slot).pipeline_id
+        if named is None:
+            raise InputError(f"{slot} is not the name of a pipeline's slot", hint="supabase_etl_apply_<pipeline id>")
+        if pipeline_id not in (None, named):
+            raise InputError(f"{slot} is not the slot of pipeline {pipeline_id}", hint="say one of them")
+        pipeline_id = named
     own = names.pipeline_id(run.target.pipeline_host(), run.target.database())
     store = PostgresStore(run.target, own if pipeline_id is None else pipeline_id)
     store.check()
@@ -66,7 +81,7 @@ def _open(run: Run, pipeline_id: int | None) -> PostgresStore:
 @state.command(epilog=EXIT_CODES_HELP)
 @_pipeline
 @command_options()
-def show(run: Run, pipeline_id: int | None) -> int:
+def show(run: Run, pipeline_id: int | None, slot: str | None, store: str | None) -> int:
     """Show where the pipeline is and how its tables stand.
 
     Exit code 1 when there is no state, or a table is errored.
@@ -74,8 +89,8 @@ def show(run: Run, pipeline_id: int | None) -> int:
     \b
     Example: pgrepl state show --json
     """
-    store = _open(run, pipeline_id)
-    overview = store.overview()
+    opened = _open(run, pipeline_id, slot, store)
+    overview = opened.overview()
     document = {
         "pipeline_id": overview.pipeline_id,
         "slot": overview.slot,
@@ -119,14 +134,14 @@ def show(run: Run, pipeline_id: int | None) -> int:
 @click.argument("table", metavar="TABLE")
 @_pipeline
 @command_options()
-def history(run: Run, table: str, pipeline_id: int | None) -> int:
+def history(run: Run, table: str, pipeline_id: int | None, slot: str | None, store: str | None) -> int:
     """Show every state that a table has been in, the newest first. TABLE is schema.table or an OID.
 
     \b
     Example: pgrepl state history public.orders
     """
-    store = _open(run, pipeline_id)
-    rows = store.history(store.find(table))
+    opened = _open(run, pipeline_id, slot, store)
+    rows = opened.history(opened.find(table))
     document = [_document(row) for row in rows]
 
     def draw() -> Table:
@@ -160,21 +175,32 @@ def _document(row: TableHistory) -> dict[str, Any]:
 @_pipeline
 @_writing
 @command_options(formats=False)
-def rollback(run: Run, table: str, pipeline_id: int | None, dry_run: bool, yes: bool, force: bool) -> int:
+def rollback(
+    run: Run,
+    table: str,
+    pipeline_id: int | None,
+    slot: str | None,
+    store: str | None,
+    dry_run: bool,
+    yes: bool,
+    force: bool,
+) -> int:
     """Take a table back to the state before its current one, which is forgotten. TABLE is schema.table or an OID.
 
     \b
     Example: pgrepl state rollback public.orders
     """
-    store = _open(run, pipeline_id)
-    oid = store.find(table)
-    rows = store.history(oid)
+    opened = _open(run, pipeline_id, slot, store)
+    oid = opened.find(table)
+    rows = opened.history(oid)
     before = next((row for row in rows if row.id == rows[0].prev), None)
     if before is None:
         raise OperationError(f"{table} has no state before {rows[0].state}")
-    _consent(run, store, f"{table}: from {rows[0].state} back to {before.state}", dry_run=dry_run, yes=yes, force=force)
+    _consent(
+        run, opened, f"{table}: from {rows[0].state} back to {before.state}", dry_run=dry_run, yes=yes, force=force
+    )
     if not dry_run:
-        store.rollback(oid)
+        opened.rollback(oid)
         run.report.notice(f"{table} is {before.state} again")
     return ExitCode.OK
 
@@ -190,6 +216,8 @@ def reset(
     tables: tuple[str, ...],
     everything: bool,
     pipeline_id: int | None,
+    slot: str | None,
+    store: str | None,
     dry_run: bool,
     yes: bool,
     force: bool,
@@ -204,21 +232,61 @@ def reset(
     """
     if everything == bool(tables):
         raise click.UsageError("name tables, or say --all")
-    store = _open(run, pipeline_id)
-    known = {table.oid: table.qualified for table in store.overview().tables}
-    oids = list(known) if everything else [store.find(table) for table in tables]
+    opened = _open(run, pipeline_id, slot, store)
+    known = {table.oid: table.qualified for table in opened.overview().tables}
+    oids = list(known) if everything else [opened.find(table) for table in tables]
     what = ", ".join(known[oid] for oid in oids) or "no table"
     _consent(
         run,
-        store,
+        opened,
         f"copied again: {what}" + ("; the position is forgotten" if everything else ""),
         dry_run=dry_run,
         yes=yes,
         force=force,
     )
     if not dry_run:
-        store.reset(oids, position_too=everything)
+        opened.reset(oids, position_too=everything)
         run.report.notice(f"reset: {what}")
+    return ExitCode.OK
+
+
+@state.command(epilog=EXIT_CODES_HELP)
+@_pipeline
+@_writing
+@command_options(formats=False)
+def adopt(
+    run: Run,
+    pipeline_id: int | None,
+    slot: str | None,
+    store: str | None,
+    dry_run: bool,
+    yes: bool,
+    force: bool,
+) -> int:
+    """Take the state for that of the server as it is now, after pg_upgrade, a restore or a failover.
+
+    The position and the slot are shown first: whether they belong to this server's history only a person can tell.
+
+    \b
+    Example: pgrepl state adopt
+    """
+    opened = _open(run, pipeline_id, slot, store)
+    before = opened.overview()
+    if before.position is None:
+        raise OperationError(f"pipeline {before.pipeline_id} has no position of pgrepl's, so there is nothing to adopt")
+    now = opened.server_identity()
+    _consent(
+        run,
+        opened,
+        f"position {before.position} of slot {before.slot}: from server {before.system_identifier}, timeline"
+        f" {before.timeline}, to server {now[0]}, timeline {now[1]}",
+        dry_run=dry_run,
+        yes=yes,
+        force=force,
+    )
+    if not dry_run:
+        opened.adopt(*now)
+        run.report.notice(f"the state belongs to server {now[0]}, timeline {now[1]}, now")
     return ExitCode.OK
 
 

@@ -77,8 +77,8 @@ class _UntilType(click.ParamType[object]):
 )
 @click.option(
     "--store",
-    type=click.Choice(["memory", "postgres"]),
-    help="Where the state is kept; default the configured one, else memory.",
+    type=click.Choice(["memory", "postgres", "bookmarks"]),
+    help="Where the state is kept (bookmarks: not yet); default the configured one, else memory.",
 )
 @click.option(
     "--slot", metavar="NAME", help="Stream from this slot, which is neither made nor dropped.  [store memory]"

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from pgrepl import connection as sql_connection
-from pgrepl.catalog import etl_types
+from pgrepl.catalog import etl_types, server
 from pgrepl.catalog.tables import TableDescription, describe
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.errors import OperationError
@@ -291,6 +291,21 @@ class PostgresStore:
             Lsn.parse(position),
             updated_at,
             tables,
+        )
+
+    def server_identity(self) -> tuple[str, int]:
+        """Read the system identifier and timeline of the server as it is now. Raises OperationError when it may not."""
+        facts = server.read(self._open())
+        if facts.system_identifier is None or facts.timeline is None:
+            raise OperationError("this role may not read the system identifier", hint="GRANT pg_monitor to it")
+        return facts.system_identifier, facts.timeline
+
+    def adopt(self, system_identifier: str, timeline: int) -> None:
+        """Store that the state belongs to this server and timeline."""
+        self._execute(
+            f"UPDATE etl.{PIPELINES} SET system_identifier = %s, timeline = %s, updated_at = now()"  # noqa: S608
+            " WHERE pipeline_id = %s",
+            [system_identifier, timeline, self._id],
         )
 
     def find(self, table: str) -> int:

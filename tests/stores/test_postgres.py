@@ -241,3 +241,16 @@ def test_without_a_snapshot_a_table_is_ready_at_once(etl: Database) -> None:
     etl.psql("INSERT INTO t VALUES (2)")
     finished = run_tail(*options, dsn=etl.dsn())
     assert [(event["op"], event["new"]["id"]) for event in finished.events] == [("insert", 2)]
+
+
+def test_adopt_takes_the_state_for_this_servers(etl: Database) -> None:
+    etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+    options = ["pub", "--store", "postgres", "--until-lsn", "now"]
+    assert run_tail(*options, dsn=etl.dsn()).code == 0
+    etl.psql("UPDATE etl.pgrepl_pipelines SET system_identifier = '1'")
+    assert run_tail(*options, dsn=etl.dsn()).code == 5
+    shown = pgrepl("state", "adopt", "--dry-run", "-d", etl.dsn())
+    assert (shown.returncode, "from server 1, timeline 1, to server" in shown.stderr) == (0, True)
+    assert run_tail(*options, dsn=etl.dsn()).code == 5
+    assert pgrepl("state", "adopt", "--yes", "-d", etl.dsn()).returncode == 0
+    assert run_tail(*options, dsn=etl.dsn()).code == 0
