@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pgrepl.stores.postgres import PostgresStore, TableHistory
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, epilog=EXIT_CODES_HELP)
 def state() -> None:
     """Show and repair the stored state of a pipeline (postgres store).
 
