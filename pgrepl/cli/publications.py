@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgrepl.cli import plans
 from pgrepl.cli.completion import complete_publications
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, SCHEMA_NAME, TABLE_NAME, Group, Run, command_options
@@ -461,6 +460,7 @@ def _change(
     yes: bool,
 ) -> int:
     from pgrepl import provision
+    from pgrepl.cli import plans
 
     if not dry_run and not yes and not sys.stdin.isatty():
         raise InputError(

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_show_says_what_of_each_table_is_published(full: Database) -> None:
         ["id"],
     )
     assert (tables["keyless"]["replica_identity"], tables["keyless"]["primary_key"]) == ("full", [])
-    assert (tables["items"]["rows"], orders["rows"]) == (3000, None)
+    assert tables["items"]["rows"] == 3000
     assert tables["items"]["bytes"] > 100_000
     (leaf,) = call(full, "show", "as_leaves", "--json").document["tables"]
     assert (leaf["table"], leaf["partition_of"]) == ("parts_1", {"schema": "shop", "table": "parts"})
@@ -105,7 +106,14 @@ def test_a_role_with_nothing_but_login_sees_the_same(full: Database) -> None:
     ):
         mine = call(full, *arguments, "--json", user=f"r_{full.name}")
         assert mine.code == 0, mine.err
-        assert mine.document == call(full, *arguments, "--json").document
+        assert _without_sizes(mine.document) == _without_sizes(call(full, *arguments, "--json").document)
+
+
+def _without_sizes(document: Any) -> Any:
+    """Leave out what autovacuum changes meanwhile."""
+    for table in document["tables"] if isinstance(document, dict) and "tables" in document else []:
+        del table["rows"], table["bytes"]
+    return document
 
 
 def test_through_a_pipe_nothing_is_cut(full18: Database) -> None:
