@@ -281,7 +281,7 @@ def test_every_command_that_is_printed_as_a_fix_can_be_given() -> None:
     """The commands in the texts of the checks, each with its placeholders filled."""
     source = "".join(path.read_text() for path in Path("pgrepl/doctor").rglob("*.py"))
     commands = {
-        re.sub(r"\{[^}]*\}", "x", text) for text in re.findall(r'Fix\(\s*"command", f?"(pgrepl [^"]*)"', source)
+        re.sub(r"\{[^}]*\}", "1", text) for text in re.findall(r'Fix\(\s*"command", f?"(pgrepl [^"]*)"', source)
     }
     assert len(commands) >= 3
     for line in commands:

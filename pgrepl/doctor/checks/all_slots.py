@@ -299,8 +299,8 @@ class Orphans(Check):
         # What was named is what somebody wants.
         candidates = [slot for slot in here if slot.name != context.wanted.slot]
         if not candidates:
-            evidence = {"other_databases": len(named) - len(here)}
-            yield self.finding(Status.PASS, "no slot without a reader has the name of a pipeline", evidence)
+            text = "no slot without a reader has the name of a pipeline"
+            yield self.finding(Status.PASS, text, {"other_databases": len(named) - len(here)})
             return
         states = context.states
         unknown = [slot for slot in candidates if slot.pipeline_id is None or not states.knows(slot.pipeline_id)]
