@@ -51,6 +51,10 @@ class ConnectionTarget:
         host = (self._resolved("host") or "").split(",")[0]
         return host if host and not host.startswith(("/", "@")) else "localhost"
 
+    def database(self) -> str:
+        """Give the name of the database as libpq resolves it: without one it is the user's name."""
+        return self._resolved("dbname") or self._resolved("user") or ""
+
     def _resolved(self, keyword: str) -> str | None:
         if self.params.get(keyword):
             return self.params[keyword]

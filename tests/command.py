@@ -9,10 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests import schemas
+
 
 def pgrepl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m pgrepl`` without a terminal, and with no configuration of the developer's."""
-    return subprocess.run(
+    """Run ``python -m pgrepl`` without a terminal, and with no configuration of the developer's.
+
+    JSON that it prints is held to the schema of the command.
+    """
+    done = subprocess.run(
         [sys.executable, "-m", "pgrepl", *arguments],
         env={**os.environ, "PGREPL_CONFIG": "", "XDG_CONFIG_HOME": "/nonexistent", **environment},
         stdin=subprocess.DEVNULL,
@@ -21,6 +26,8 @@ def pgrepl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         timeout=60,
         check=False,
     )
+    schemas.check_call(arguments, done.stdout)
+    return done
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:

@@ -33,7 +33,8 @@ class Blocker:
 
 _BLOCKERS = """
 SELECT b.pid, NULL, a.usename, a.application_name, a.state,
-       extract(epoch FROM clock_timestamp() - a.xact_start)::float8, a.query
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8,
+       nullif(a.query, '<insufficient privilege>')
   FROM (SELECT DISTINCT unnest(pg_catalog.pg_blocking_pids(%(pid)s)) AS pid) b
   LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
  WHERE b.pid <> 0

@@ -17,12 +17,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Root:
+    """A partitioned table, by OID and name."""
+
+    oid: int
+    schema: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One table as one publication publishes it.
 
     ``explicit`` is false where it is in the publication by its schema, as a partition, or because all tables are.
     ``listed`` is the column list, None without one; ``row_filter`` is SQL, and ``filter_columns`` what it looks at.
-    ``below_published`` says that a partitioned table above it is in the publication as well.
+    ``root`` is the topmost table above it that is in the publication as well, None where there is none.
     """
 
     publication: str
@@ -34,7 +43,7 @@ class Entry:
     listed: tuple[str, ...] | None
     filter_columns: tuple[str, ...]
     row_filter: str | None
-    below_published: bool
+    root: Root | None
 
     @property
     def qualified(self) -> str:
@@ -127,19 +136,23 @@ SELECT p.pubname::text, c.oid, n.nspname::text, c.relname::text, c.relkind::text
                 AND EXISTS (SELECT FROM regexp_matches(g.qual::text, ':varattno (\\d+)', 'g') AS v (number)
                              WHERE v.number[1]::int IN (0, a.attnum)) ORDER BY a.attnum),
        pg_catalog.pg_get_expr(g.qual, c.oid),
-       c.relispartition AND EXISTS (
-            SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) up (oid)
-             WHERE up.oid <> c.oid
-               AND (p.puballtables
-                 OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel x WHERE x.prpubid = p.oid AND x.prrelid = up.oid)
-                 OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace x
-                              JOIN pg_catalog.pg_class u ON u.relnamespace = x.pnnspid
-                             WHERE x.pnpubid = p.oid AND u.oid = up.oid)))
+       root.oid, root.schema, root.name
   FROM pg_catalog.pg_publication p
  CROSS JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname::text) g
   JOIN pg_catalog.pg_class c ON c.oid = g.relid
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = g.relid
+  LEFT JOIN LATERAL (
+       SELECT u.oid, un.nspname::text AS schema, u.relname::text AS name
+         FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY AS up (oid, distance)
+         JOIN pg_catalog.pg_class u ON u.oid = up.oid
+         JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace
+        WHERE up.oid <> c.oid
+          AND (p.puballtables
+            OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel x WHERE x.prpubid = p.oid AND x.prrelid = up.oid)
+            OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace x
+                        WHERE x.pnpubid = p.oid AND x.pnnspid = u.relnamespace))
+        ORDER BY up.distance DESC LIMIT 1) root ON c.relispartition
  WHERE p.oid = ANY (%s::oid[])
  ORDER BY p.pubname, n.nspname, c.relname
 """
@@ -205,7 +218,7 @@ def read(conn: psycopg.Connection, published: Sequence[int]) -> list[Leaf]:
 
 
 def _entry(row: Sequence[Any]) -> Entry:
-    publication, oid, schema, name, relkind, explicit, listed, filter_columns, row_filter, below_published = row
+    publication, oid, schema, name, relkind, explicit, listed, filter_columns, row_filter, *root = row
     return Entry(
         publication,
         oid,
@@ -216,7 +229,7 @@ def _entry(row: Sequence[Any]) -> Entry:
         None if listed is None else tuple(listed),
         tuple(filter_columns),
         row_filter,
-        below_published,
+        None if root[0] is None else Root(*root),
     )
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psycopg
 
+# Roles of managed services that stand for REPLICATION, an attribute that cannot be given there, by the service's name.
+REPLICATION_ROLES = {"rds": "rds_replication", "yandex": "mdb_replication"}
+
 
 @dataclass(frozen=True)
 class Traces:
@@ -16,6 +19,11 @@ class Traces:
     prefixes: frozenset[str]
     roles: frozenset[str]
     aurora: bool
+
+    @property
+    def managed(self) -> bool:
+        """Whether this is any managed service's server, where some may do what elsewhere only a superuser may."""
+        return bool(self.prefixes or self.roles or self.aurora)
 
 
 _PREFIXES = ["rds", "cloudsql", "alloydb", "azure", "neon"]

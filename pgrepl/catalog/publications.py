@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 
@@ -14,7 +15,8 @@ from pgrepl.errors import OperationError
 class Publication:
     """One row of pg_publication.
 
-    ``generated`` says how generated columns are published, ``none`` or ``stored``, and is None below 18.
+    ``schemas`` are those that it publishes whole. ``generated_columns`` is what publish_generated_columns says (none or
+    stored), None before 18, which has no such thing.
     """
 
     oid: int
@@ -26,7 +28,14 @@ class Publication:
     delete: bool
     truncate: bool
     via_root: bool
-    generated: str | None
+    schemas: tuple[str, ...]
+    generated_columns: str | None
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations that it publishes, as its option ``publish`` names them."""
+        flags = {"insert": self.insert, "update": self.update, "delete": self.delete, "truncate": self.truncate}
+        return tuple(name for name, published in flags.items() if published)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,10 @@ class PublishedTable:
 _PUBLICATIONS = """
 SELECT p.oid, p.pubname, pg_catalog.pg_get_userbyid(p.pubowner), p.puballtables,
        p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot,
-       CASE to_jsonb(p)->>'pubgencols' WHEN 'n' THEN 'none' WHEN 's' THEN 'stored' END
+       ARRAY(SELECT n.nspname FROM pg_catalog.pg_publication_namespace s
+               JOIN pg_catalog.pg_namespace n ON n.oid = s.pnnspid
+              WHERE s.pnpubid = p.oid ORDER BY n.nspname)::text[],
+       CASE to_jsonb(p) ->> 'pubgencols' WHEN 'n' THEN 'none' WHEN 's' THEN 'stored' END
   FROM pg_catalog.pg_publication p
 """
 
@@ -69,12 +81,30 @@ SELECT p.oid, p.pubname, pg_catalog.pg_get_userbyid(p.pubowner), p.puballtables,
 def find(connection: psycopg.Connection, name: str) -> Publication | None:
     """Read one publication, None when there is none of that name."""
     row = connection.execute(_PUBLICATIONS + " WHERE p.pubname = %s", [name]).fetchone()
-    return Publication(*row) if row else None
+    return _publication(row) if row else None
 
 
 def all_of(connection: psycopg.Connection) -> list[Publication]:
     """Read all publications of the database, by name."""
-    return [Publication(*row) for row in connection.execute(_PUBLICATIONS + " ORDER BY p.pubname")]
+    return [_publication(row) for row in connection.execute(_PUBLICATIONS + " ORDER BY p.pubname")]
+
+
+def _publication(row: Sequence[Any]) -> Publication:
+    *columns, schemas, generated_columns = row
+    return Publication(*[*columns, tuple(schemas), generated_columns])
+
+
+_COUNTS = """
+SELECT p.pubname, count(g.relid)
+  FROM pg_catalog.pg_publication p
+  LEFT JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname::text) g ON true
+ GROUP BY p.pubname
+"""
+
+
+def table_counts(connection: psycopg.Connection) -> dict[str, int]:
+    """Count the tables under whose names each publication of the database publishes, in one query."""
+    return dict(connection.execute(_COUNTS).fetchall())
 
 
 # With several publications the function drops partitions whose root is published via another one, as pgoutput does.
@@ -108,10 +138,10 @@ SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
   CROSS JOIN LATERAL (
        SELECT sum(l.reltuples) FILTER (WHERE l.reltuples >= 0)::bigint AS rows,
               sum(pg_catalog.pg_table_size(l.oid))::bigint AS size
-         FROM pg_catalog.pg_class l
-        WHERE l.oid = c.oid AND c.relkind <> 'p'
-           OR c.relkind = 'p'
-              AND l.oid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)) s
+         FROM (SELECT c.oid WHERE c.relkind <> 'p'
+               UNION ALL
+               SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE c.relkind = 'p' AND t.isleaf) leaf
+         JOIN pg_catalog.pg_class l ON l.oid = leaf.oid) s
  ORDER BY n.nspname, c.relname, c.oid
 """
 
@@ -162,3 +192,96 @@ def _both(first: PublishedTable, second: PublishedTable) -> PublishedTable:
     else:
         joined = f"({first.row_filter}) OR ({second.row_filter})"
     return PublishedTable(**{**first.__dict__, "row_filter": joined})
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What ``published_tables`` does not say of a published table.
+
+    ``partition_of`` is the partitioned table at the top of the tree that it is a part of, as ``(schema, name)``.
+    ``left_out`` are the columns that a column list leaves out; generated ones are not among them, since which of those
+    are published is a matter of the server's version and of publish_generated_columns.
+    """
+
+    partition_of: tuple[str, str] | None
+    left_out: tuple[str, ...]
+
+
+_MEMBERSHIPS = """
+SELECT c.oid, n.nspname, r.relname,
+       ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+                AND a.attnum <> ALL (g.attrs) ORDER BY a.attnum)::text[]
+  FROM pg_catalog.pg_get_publication_tables(%s::text) g
+  JOIN pg_catalog.pg_class c ON c.oid = g.relid
+  LEFT JOIN pg_catalog.pg_class r ON c.relispartition AND r.oid = pg_catalog.pg_partition_root(c.oid)
+  LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+"""
+
+
+def memberships(connection: psycopg.Connection, name: str) -> dict[int, Membership]:
+    """Read what more there is to say of each table of one publication, by OID, in one query."""
+    return {
+        oid: Membership(None if root is None else (schema, root), tuple(left_out))
+        for oid, schema, root, left_out in connection.execute(_MEMBERSHIPS, [name])
+    }
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """A row filter or a column list, as it is written down for a table, and what of the table's identity it misses.
+
+    ``filter_beyond_identity`` are the columns that the row filter reads and the replica identity does not hold,
+    ``identity_beyond_list`` those of the identity that the column list leaves out. Where either holds anything, UPDATE
+    and DELETE of the table fail once they are published (PostgreSQL documentation, CREATE PUBLICATION, Notes).
+    """
+
+    oid: int
+    schema: str
+    name: str
+    filter_beyond_identity: tuple[str, ...]
+    identity_beyond_list: tuple[str, ...]
+
+
+# No function tells which columns an expression reads, but its text does (pg_node_tree).
+_RESTRICTIONS = """
+SELECT c.oid, n.nspname, c.relname,
+       ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum <> ALL (i.identity)
+                AND a.attnum IN (SELECT m[1]::int2 FROM regexp_matches(r.prqual::text, ':varattno (\\d+)', 'g') m)
+              ORDER BY a.attnum)::text[],
+       ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum = ANY (i.identity) AND a.attnum <> ALL (r.prattrs::int2[])
+              ORDER BY a.attnum)::text[]
+  FROM pg_catalog.pg_publication_rel r
+  JOIN pg_catalog.pg_class c ON c.oid = r.prrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  CROSS JOIN LATERAL (
+       SELECT CASE c.relreplident
+                WHEN 'f' THEN ARRAY(SELECT a.attnum FROM pg_catalog.pg_attribute a
+                                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
+                ELSE ARRAY(SELECT unnest((x.indkey::int2[])[0:x.indnkeyatts - 1])
+                             FROM pg_catalog.pg_index x
+                            WHERE x.indrelid = c.oid
+                              AND CASE c.relreplident WHEN 'd' THEN x.indisprimary WHEN 'i' THEN x.indisreplident END)
+              END AS identity) i
+ WHERE r.prpubid = %s AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_namespace s
+                    WHERE s.pnpubid = r.prpubid AND s.pnnspid = c.relnamespace)
+ ORDER BY n.nspname, c.relname
+"""
+
+
+def restrictions(connection: psycopg.Connection, publication: int) -> list[Restriction]:
+    """Read the row filters and column lists that one publication, given by its OID, applies; in one query."""
+    return [
+        Restriction(oid, schema, name, tuple(beyond), tuple(missing))
+        for oid, schema, name, beyond, missing in connection.execute(_RESTRICTIONS, [publication])
+    ]
+
+
+def owned(connection: psycopg.Connection, publication: int) -> bool:
+    """Say whether the connected role may do with a publication, given by its OID, what its owner may."""
+    query = "SELECT pg_has_role(p.pubowner, 'USAGE') FROM pg_catalog.pg_publication p WHERE p.oid = %s"
+    row = connection.execute(query, [publication]).fetchone()
+    return row is not None and bool(row[0])

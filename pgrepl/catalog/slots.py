@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pgrepl.catalog import blockers
+from pgrepl.catalog.blockers import Blocker
 from pgrepl.lsn import Lsn
 from pgrepl.names import SlotKind, parse_slot
 from pgrepl.units import duration_text, size_text
@@ -52,7 +54,11 @@ class Slot:
     WAL, on a standby of the replayed WAL; both are None for a lost slot, which keeps nothing and can give nothing.
     ``safe_wal_size`` is how much may still be written before the slot may be lost: negative past the limit, None
     without one. ``invalidation_reason``, ``inactive_since``, ``inactive_for``, ``failover`` and ``synced`` are None
-    below 17. ``on_standby`` says that the server is in recovery.
+    below 17. ``on_standby`` says that the server is in recovery. ``wal_end`` is what the sizes were measured to, at
+    ``seen_at`` of the server's clock; None on a standby that has replayed nothing.
+
+    ``blockers`` are whom the creation of a slot that is not finished waits for. ``orphaned`` says whether a pipeline's
+    slot belongs to none that is known, None where that cannot be told: see pgrepl.catalog.orphans.
     """
 
     name: str
@@ -75,6 +81,10 @@ class Slot:
     two_phase: bool | None
     catalog_xmin_age: int | None
     on_standby: bool
+    wal_end: Lsn | None
+    seen_at: datetime
+    blockers: tuple[Blocker, ...] = ()
+    orphaned: bool | None = None
 
     @property
     def physical(self) -> bool:
@@ -95,6 +105,11 @@ class Slot:
     def lost(self) -> bool:
         """Whether the server has given the slot up: no reader can ever use it again."""
         return self.wal_status == "lost" or self.invalidation_reason is not None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether this is a logical slot whose creation has not come to its end, and may never come."""
+        return not self.physical and not self.lost and self.confirmed_flush_lsn is None
 
     @property
     def verdict(self) -> Verdict:
@@ -150,7 +165,8 @@ SELECT s.slot_name::text AS name, s.database::text, s.plugin::text, s.temporary,
        s.wal_status, s.safe_wal_size, newer.invalidation_reason,
        newer.inactive_since, clock_timestamp() - newer.inactive_since AS inactive_for,
        newer.failover, newer.synced, s.two_phase,
-       age(s.catalog_xmin) AS catalog_xmin_age, here.standby AS on_standby
+       age(s.catalog_xmin) AS catalog_xmin_age, here.standby AS on_standby, here.lsn::text AS wal_end,
+       clock_timestamp() AS seen_at
 FROM pg_catalog.pg_replication_slots s
 CROSS JOIN LATERAL jsonb_to_record(to_jsonb(s)) AS newer
      (invalidation_reason text, inactive_since timestamptz, failover boolean, synced boolean)
@@ -169,14 +185,22 @@ def all_of(conn: psycopg.Connection) -> list[Slot]:
     from psycopg.rows import dict_row
 
     with conn.cursor(row_factory=dict_row) as cursor:
-        return [_slot(row) for row in cursor.execute(_SLOTS)]
+        found = [_slot(row) for row in cursor.execute(_SLOTS)]
+    return [_with_blockers(conn, slot) for slot in found]
 
 
 def _slot(row: dict[str, Any]) -> Slot:
     pid = row.pop("active_pid")
     session = Holder(pid, row.pop("application_name"), row.pop("client_addr"), row.pop("state"))
-    positions = {name: Lsn.parse(row[name]) if row[name] else None for name in ("restart_lsn", "confirmed_flush_lsn")}
+    names = ("restart_lsn", "confirmed_flush_lsn", "wal_end")
+    positions = {name: Lsn.parse(row[name]) if row[name] else None for name in names}
     return Slot(**{**row, **positions}, holder=None if pid is None else session)
+
+
+def _with_blockers(conn: psycopg.Connection, slot: Slot) -> Slot:
+    if not slot.unfinished or slot.holder is None:
+        return slot
+    return replace(slot, blockers=tuple(blockers.of_backend(conn, slot.holder.pid)))
 
 
 def _judge(slot: Slot) -> Verdict:
@@ -189,19 +213,32 @@ def _judge(slot: Slot) -> Verdict:
     if slot.synced and slot.on_standby:
         ready = "not ready for a failover yet" if slot.temporary else "ready for a failover"
         return Verdict("warn" if slot.temporary else "ok", f"copied from the primary, {ready}")
-    if not slot.physical and slot.confirmed_flush_lsn is None:
-        if slot.holder is None:
-            return Verdict("warn", "its creation was never finished: drop it")
-        return Verdict(
-            "warn",
-            f"being created by pid {slot.holder.pid}, which waits until the transactions that run now have ended",
-        )
+    if slot.unfinished:
+        return _being_created(slot)
     level, text = _in_use(slot) if slot.active else _idle(slot)
-    dangers = [danger for danger in (_nearly_lost(slot), _old_xmin(slot)) if danger is not None]
+    dangers = [danger for danger in (_orphan(slot), _nearly_lost(slot), _old_xmin(slot)) if danger is not None]
     return Verdict(
         max([level, *(danger.level for danger in dangers)], key=("ok", "warn", "fail").index),
         "; ".join([text, *(danger.text for danger in dangers)]),
     )
+
+
+def _being_created(slot: Slot) -> Verdict:
+    if slot.holder is None:
+        return Verdict("warn", "its creation was never finished: drop it")
+    if slot.blockers:
+        waits = f"waits for {'; '.join(map(str, slot.blockers))}"
+    elif slot.on_standby:
+        waits = "waits for the primary to log what runs there: SELECT pg_log_standby_snapshot() on the primary helps"
+    else:
+        waits = "waits until the transactions that run now have ended"
+    return Verdict("warn", f"being created by pid {slot.holder.pid}, which {waits}")
+
+
+def _orphan(slot: Slot) -> Verdict | None:
+    if not slot.orphaned:
+        return None
+    return Verdict("warn", "orphaned: its pipeline is neither configured nor in etl.replication_state")
 
 
 def _why_lost(slot: Slot) -> str:

@@ -18,8 +18,14 @@ class ColumnDescription:
     type_modifier: int
     type_name: str
     nullable: bool
-    in_primary_key: bool
     in_identity_index: bool
+    # Its place in the primary key, from 1; None for a column that is not in it.
+    primary_key_place: int | None
+
+    @property
+    def in_primary_key(self) -> bool:
+        """Whether the column is part of the primary key."""
+        return self.primary_key_place is not None
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class TableDescription:
 _DESCRIBE = """
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
        a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       coalesce(a.attnum = ANY (p.key), false), coalesce(a.attnum = ANY (r.key), false)
+       coalesce(a.attnum = ANY (r.key), false), pg_catalog.array_position(p.key, a.attnum)
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -95,3 +101,33 @@ def lockable(connection: psycopg.Connection, oids: Collection[int]) -> set[int]:
             [list(oids)],
         )
     }
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A table that holds rows: a published table or a partition of it; ``readable`` by SELECT on all of it."""
+
+    table: int
+    oid: int
+    schema: str
+    name: str
+    blocks: int
+    readable: bool
+
+
+_LEAVES = """
+SELECT w.oid, c.oid, n.nspname, c.relname,
+       coalesce(pg_catalog.pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+  FROM unnest(%s::oid[]) AS w (oid)
+ CROSS JOIN LATERAL (
+       SELECT w.oid AS leaf UNION SELECT t.relid FROM pg_catalog.pg_partition_tree(w.oid) t WHERE t.isleaf) l
+  JOIN pg_catalog.pg_class c ON c.oid = l.leaf AND c.relkind = 'r'
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ ORDER BY w.oid, c.oid
+"""
+
+
+def leaves(connection: psycopg.Connection, oids: Collection[int]) -> list[Leaf]:
+    """List the tables that hold the rows of these, by table and OID, with their sizes of now."""
+    return [Leaf(*row) for row in connection.execute(_LEAVES, [list(oids)])]

@@ -37,6 +37,11 @@ Exit codes: 0 done and nothing wrong; 1 findings, or the operation failed;
 5 slot lost, gap or changed server; 130 SIGINT; 141 pipe closed; 143 SIGTERM"""
 
 
+def epilog(example: str) -> str:
+    """Write what a command's help ends with: an example, and the exit codes."""
+    return f"\b\nExample: {example}\n\n{EXIT_CODES_HELP}"
+
+
 def exit_code_for(error: BaseException) -> ExitCode:
     """Say with which code an error ends the program."""
     match error:

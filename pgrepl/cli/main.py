@@ -21,10 +21,13 @@ _COMMANDS = {
     "doctor": "pgrepl.cli.doctor:doctor",
     "explain": "pgrepl.cli.explain:explain",
     "migrations": "pgrepl.cli.migrations:migrations",
+    "publications": "pgrepl.cli.publications:publications",
     "sandbox": "pgrepl.cli.sandbox:sandbox",
     "setup": "pgrepl.cli.setup:setup",
     "slots": "pgrepl.cli.slots:slots",
+    "state": "pgrepl.cli.state:state",
     "tail": "pgrepl.cli.tail:tail",
+    "teardown": "pgrepl.cli.teardown:teardown",
 }
 
 

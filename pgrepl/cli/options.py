@@ -92,6 +92,16 @@ class TableName(click.ParamType[tuple[str, str]]):
         return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
+class SchemaName(click.ParamType[str]):
+    """The name of a schema as it is written in the catalog or in double quotes."""
+
+    name = "schema"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        match = re.fullmatch(r'"((?:[^"]|"")+)"', value)
+        return match[1].replace('""', '"') if match else str(value)
+
+
 _WHOLE = 1000
 
 
@@ -120,6 +130,7 @@ DURATION = Duration()
 SIZE = Size()
 LSN = LsnType()
 TABLE_NAME = TableName()
+SCHEMA_NAME = SchemaName()
 
 
 @dataclass
@@ -265,30 +276,35 @@ _COMMON = [
     ),
     click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How stderr is written."),
 ]
-_CONNECTING = [
-    click.option(
-        "-d",
-        "--dsn",
-        envvar="PGREPL_DSN",
-        help="URI or libpq conninfo; absent: libpq's environment, service and password files.  [env: PGREPL_DSN]",
-    ),
-    click.option(
-        "-c",
+
+
+def _config_option(*flags: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        *flags,
         "--config",
         "config_path",
         metavar="FILE",
         envvar="PGREPL_CONFIG",
         shell_complete=complete_files,
         help="Configuration file; default ./pgrepl.toml, then the user's.  [env: PGREPL_CONFIG]",
-    ),
-    click.option(
-        "--database",
-        "database_name",
-        metavar="NAME",
-        shell_complete=complete_databases,
-        help="The [[databases]] entry of the configuration.",
-    ),
-]
+    )
+
+
+_DSN = click.option(
+    "-d",
+    "--dsn",
+    envvar="PGREPL_DSN",
+    help="URI or libpq conninfo; absent: libpq's environment, service and password files.  [env: PGREPL_DSN]",
+)
+_CONFIG = _config_option("-c")
+_LONG_CONFIG = _config_option()
+_DATABASE = click.option(
+    "--database",
+    "database_name",
+    metavar="NAME",
+    shell_complete=complete_databases,
+    help="The [[databases]] entry of the configuration.",
+)
 _ALL_DATABASES = click.option(
     "--all-databases", is_flag=True, help="Every [[databases]] entry in turn; JSON becomes an array."
 )
@@ -306,12 +322,18 @@ _FORMATS = [
 
 
 def command_options(
-    *, connects: bool = True, all_databases: bool = False, formats: bool = True, timeout: bool = True
+    *,
+    connects: bool = True,
+    short_config: bool = True,
+    all_databases: bool = False,
+    formats: bool = True,
+    timeout: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the shared options to a command, which then takes a Run as its first argument.
 
-    A command with its own --format passes ``formats=False``, one without an end of its own ``timeout=False``. With
-    ``all_databases=True`` it takes --all-databases, and is then called once for each of them.
+    A command with its own --format passes ``formats=False``, one without an end of its own ``timeout=False``, one with
+    its own -c ``short_config=False``. With ``all_databases=True`` it takes --all-databases, and is then called once for
+    each of them.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -338,7 +360,8 @@ def command_options(
                     return run.for_every_database(lambda each: function(each, *args, **rest))
                 return function(run, *args, **rest)
 
-        options = [*(_CONNECTING if connects else []), *([_ALL_DATABASES] if all_databases else [])]
+        connecting: list[Callable[[Any], Any]] = [_DSN, _CONFIG if short_config else _LONG_CONFIG, _DATABASE]
+        options = [*(connecting if connects else []), *([_ALL_DATABASES] if all_databases else [])]
         options += _FORMATS if formats else []
         options += [*([_TIMEOUT] if timeout else []), *_COMMON]
         for option in reversed(options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,25 +15,9 @@ from pgrepl.cli.options import DURATION, TABLE_NAME, Run, command_options, read_
 from pgrepl.errors import InputError, OperationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from rich.console import Group, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
-    from pgrepl.provision import Plan, Step
+    from pgrepl.config import Pipeline
 
 _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
-_MARKS = {
-    "created": ("+", "green"),
-    "altered": ("~", "green"),
-    "exists": ("✓", "green"),
-    "skipped": ("-", "yellow"),
-    "planned": ("+", "cyan"),
-    "needs_superuser": ("!", "red"),
-}
-# On a terminal; what is not a terminal gets every name.
-_SHOWN_LENGTH = 160
 
 
 @click.command(epilog=EXIT_CODES_HELP)
@@ -58,7 +43,17 @@ _SHOWN_LENGTH = 160
 )
 @click.option("--skip-keyless", is_flag=True, help="Leave out tables without a usable replica identity.")
 @click.option(
-    "--only", type=click.Choice(["check", "role", "publication"]), help="Do this part alone, after the checks."
+    "--store",
+    type=click.Choice(["memory", "postgres", "bookmarks"]),
+    help="Make what this store needs: functions for pgsense-rs, tables of schema etl, a table of bookmarks; default:"
+    " what the configuration says, else nothing.",
+)
+@click.option("--state-dsn", metavar="DSN", help="The database for the bookmarks; default: the same.")
+@click.option("--state-table", metavar="NAME", help="The table of bookmarks; default: faucet_state.")
+@click.option(
+    "--only",
+    type=click.Choice(["check", "role", "publication", "schema", "migrations"]),
+    help="Do this part alone, after the checks.",
 )
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
@@ -73,9 +68,11 @@ def setup(
     lock_timeout: float,
     dry_run: bool,
     yes: bool,
+    state_dsn: str | None,
+    state_table: str | None,
     **options: Any,
 ) -> int:
-    """Get a server ready for logical replication: checks, a role with the least privileges, a publication.
+    """Get a server ready for logical replication: checks, a least-privileged role, a publication, a place for state.
 
     What exists stays and what is missing is added, all in one transaction; nothing is dropped or weakened. What the
     connected role may not do is left out and printed as a script for psql.
@@ -84,6 +81,8 @@ def setup(
     Example: pgrepl setup orders_pub --role cdc --table shop.orders --table shop.items
     """
     from pgrepl import connection, provision
+    from pgrepl.cli import plans as plans_output
+    from pgrepl.conninfo import parse
 
     needs_consent = not dry_run and options["only"] != "check"
     if needs_consent and not yes and not sys.stdin.isatty():
@@ -92,30 +91,59 @@ def setup(
         )
     if options["role"] is None and (password_file or password_prompt):
         raise InputError("no role is named", hint="name it with --role")
+    pipeline = _configured(run)
+    store = options.pop("store") or (pipeline.store if pipeline else None)
+    state = None
+    if state_dsn is not None:
+        state = parse(state_dsn, "--state-dsn")
+        if state.has_password:
+            run.report.warning(
+                "the password in --state-dsn can be seen in the process list", hint="use ~/.pgpass or a service"
+            )
+    elif store == "bookmarks" and pipeline and pipeline.state_dsn:
+        state = parse(pipeline.state_dsn, "state_dsn")
+    if state_table is None and store == "bookmarks" and pipeline:
+        state_table = pipeline.state_table
     wanted = provision.Wanted(
         publication=run.publication(publication) or provision.DEFAULT_PUBLICATION,
         password=_password(options["role"], password_file, password_prompt),
         tables=tuple(options.pop("tables")),
         schemas=tuple(map(_schema, options.pop("schemas"))),
+        store=store,
+        state_table=provision.DEFAULT_BOOKMARKS if state_table is None else state_table,
+        state_elsewhere=state is not None,
         publish=None if publish is None else tuple(part.strip() for part in publish.split(",") if part.strip()),
         **options,
     )
-    with connection.connect(run.target, "pgrepl setup") as conn:
-        plan = provision.plan(conn, wanted)
-        if needs_consent and not yes and plan.has_work:
-            _ask(run, plan)
+    with ExitStack() as connections:
+        conn = connections.enter_context(connection.connect(run.target, "pgrepl setup"))
+        plans = [(conn, provision.plan(conn, wanted))]
+        if state is not None and wanted.only in (None, "schema"):
+            other = connections.enter_context(connection.connect(state, "pgrepl setup"))
+            plans.append((other, provision.plan_bookmarks(other, wanted, plans[0][1])))
+        if needs_consent and not yes and any(plan.has_work for _, plan in plans):
+            databases = " and ".join(plan.database for _, plan in plans)
+            plans_output.preview(run, [plan for _, plan in plans])
+            if not click.confirm(f"Set up database {databases} like this?", err=True):
+                raise OperationError("not confirmed, nothing was changed")
         if not dry_run:
-            plan = provision.apply(conn, plan, lock_timeout=lock_timeout)
-    _print(run, plan, lock_timeout if dry_run else None)
-    for note in plan.notes:
+            plans = [(each, provision.apply(each, plan, lock_timeout=lock_timeout)) for each, plan in plans]
+    done = [plan for _, plan in plans]
+    plans_output.show(run, done, lock_timeout if dry_run else None)
+    for note in [note for plan in done for note in plan.notes]:
         run.report.warning(note.text, hint=note.hint)
-    if plan.left_out:
+    if any(plan.left_out for plan in done):
         run.report.warning(
             "what the connected role may not do is left",
             hint="have the script run by psql as a superuser, then run setup again",
         )
         return ExitCode.FINDINGS
     return ExitCode.OK
+
+
+def _configured(run: Run) -> Pipeline | None:
+    """What the configuration says of the store, where the configuration is in use at all."""
+    return run.config.pipeline if run.database is not None or run.config_path is not None else None
 
 
 def _password(role: str | None, file: str | None, prompt: bool) -> str | None:
@@ -138,93 +166,3 @@ def _password(role: str | None, file: str | None, prompt: bool) -> str | None:
 def _schema(name: str) -> str:
     """Take a schema's name as it stands in the catalog, or in double quotes as SQL has it."""
     return name[1:-1].replace('""', '"') if len(name) > 2 and name[0] == name[-1] == '"' else name
-
-
-def _ask(run: Run, plan: Plan) -> None:
-    from rich.console import Console
-
-    from pgrepl.cli.diagnostics import use_color
-
-    colored = use_color(run.color, sys.stderr.isatty())
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False, no_color=not colored)
-    console.print(_table(_rows(run, [step for step in plan.steps if step.status != "exists"], terminal=True)))
-    if not click.confirm(f"Set up database {plan.database} like this?", err=True):
-        raise OperationError("not confirmed, nothing was changed")
-
-
-def _print(run: Run, plan: Plan, dry_run_lock_timeout: float | None) -> None:
-    from pgrepl import provision
-    from pgrepl.cli import output
-
-    needs = provision.needs_script(plan)
-    if dry_run_lock_timeout is not None and run.output_format == "table":
-        run.print_script(provision.dry_run_script(plan, lock_timeout=dry_run_lock_timeout))
-        return
-    document = {"steps": [_step_document(step) for step in plan.steps], "needs": needs}
-    output.emit(
-        document,
-        output_format=run.output_format,
-        color=run.color,
-        table=lambda: _report(run, plan, needs),
-    )
-
-
-def _step_document(step: Step) -> dict[str, Any]:
-    return {
-        "step": step.name,
-        "status": step.status,
-        "object": step.object,
-        "statements": [statement.text for statement in step.statements],
-    }
-
-
-def _report(run: Run, plan: Plan, needs: str | None) -> Group:
-    from rich.console import Group
-    from rich.text import Text
-
-    terminal = sys.stdout.isatty()
-    rows = _rows(run, plan.steps, terminal=terminal)
-    # A table pads every line to the longest one, which with all names shown can be very long.
-    parts: list[RenderableType] = [_table(rows) if terminal else _lines(rows)]
-    if needs:
-        parts += [Text(""), Text(needs.rstrip("\n"))]
-    return Group(*parts)
-
-
-def _rows(run: Run, steps: Iterable[Step], *, terminal: bool) -> list[tuple[str, str, str, str, str]]:
-    """One row for each step: style, mark, step, object, summary; statements below it when asked for."""
-    rows: list[tuple[str, str, str, str, str]] = []
-    for step in steps:
-        mark, style = _MARKS[step.status]
-        summary = step.summary
-        if terminal and run.report.verbosity < 1 and len(summary) > _SHOWN_LENGTH:
-            summary = f"{summary[:_SHOWN_LENGTH].rsplit(', ', 1)[0]}, …"
-        rows.append((style, mark, step.name, step.object, summary))
-        if run.report.verbosity >= 1:
-            rows += [("dim", "", "", "", statement.text) for statement in step.statements]
-    return rows
-
-
-def _table(rows: Sequence[tuple[str, str, str, str, str]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_column(overflow="fold", ratio=1)
-    for style, mark, name, target, summary in rows:
-        grid.add_row(Text(mark, style), name, Text(target), Text(summary, style if style == "dim" else ""))
-    return grid
-
-
-def _lines(rows: Sequence[tuple[str, str, str, str, str]]) -> Text:
-    from rich.text import Text
-
-    widths = [max((len(row[column]) for row in rows), default=0) for column in (1, 2, 3)]
-    lines = []
-    for style, mark, name, target, summary in rows:
-        cells = "  ".join(cell.ljust(width) for cell, width in zip((mark, name, target), widths, strict=True))
-        lines.append(Text.assemble((cells[: len(mark)], style), f"{cells[len(mark) :]}  {summary}"))
-    return Text("\n").join(lines)

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pgrepl.cli.completion import complete_files, complete_publication_list
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
-from pgrepl.cli.options import DURATION, LSN, TABLE_NAME, Run, command_options
+from pgrepl.cli.options import DURATION, LSN, SIZE, TABLE_NAME, Run, command_options
 from pgrepl.errors import InputError
 from pgrepl.lsn import Lsn
 
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
 
     from pgrepl.catalog.publications import PublishedTable
+    from pgrepl.conninfo import ConnectionTarget
     from pgrepl.engine.pipeline import Outcome, Pipeline, Progress
     from pgrepl.formats import Format
     from pgrepl.sinks import Sink
+    from pgrepl.sinks.file import Existing
+    from pgrepl.stores import Store
 
 _ASK_ABOVE = 1 << 30
 
@@ -66,6 +70,32 @@ class _UntilType(click.ParamType[object]):
     help="Append to FILE, synced every second, instead of stdout.",
     shell_complete=complete_files,
 )
+@click.option("--append", is_flag=True, help="Write on at the end of a FILE that something else has written.")
+@click.option("--overwrite", is_flag=True, help="Begin FILE anew.")
+@click.option(
+    "--fsync-interval", type=DURATION, default="1s", show_default=True, help="How often FILE is synced at the least."
+)
+@click.option(
+    "--store",
+    type=click.Choice(["memory", "postgres"]),
+    help="Where the state is kept; default the configured one, else memory.",
+)
+@click.option(
+    "--slot", metavar="NAME", help="Stream from this slot, which is neither made nor dropped.  [store memory]"
+)
+@click.option(
+    "--pipeline-id", type=click.IntRange(0, 2**64 - 1), metavar="N", help="The pipeline, when not by host/dbname."
+)
+@click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Workers that copy; default up to 4, by CPUs.")
+@click.option("--refresh", type=DURATION, help="Read the publication again this often; SIGUSR1 does it at once.")
+@click.option("--spool-dir", metavar="DIR", help="Where changes wait for a copy; default $XDG_STATE_HOME/pgrepl.")
+@click.option(
+    "--spool-limit", type=SIZE, default="10GB", show_default=True, help="At this size the stream waits for the copy."
+)
+@click.option("--accept-slot-position", is_flag=True, help="Go on from a slot that is ahead of the state.")
+@click.option(
+    "--output-timeout", type=DURATION, default="5m", show_default=True, help="How long a failing store is tried again."
+)
 @click.option("--transactions/--no-transactions", default=False, help="Print begin and commit of each transaction too.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N row events, snapshot rows too.")
 @click.option(
@@ -85,6 +115,18 @@ def tail(
     output_format: str | None,
     as_json: bool,
     output: str | None,
+    append: bool,
+    overwrite: bool,
+    fsync_interval: float,
+    store: str | None,
+    slot: str | None,
+    pipeline_id: int | None,
+    jobs: int | None,
+    refresh: float | None,
+    spool_dir: str | None,
+    spool_limit: int,
+    accept_slot_position: bool,
+    output_timeout: float,
     transactions: bool,
     limit: int | None,
     until: object,
@@ -93,12 +135,13 @@ def tail(
 ) -> int:
     """Print a snapshot of the published tables, then every change, until told to stop.
 
-    Nothing is left on the server: the slot is temporary and the state is kept in memory, so a restart begins anew, and
-    changes in between are not seen.
+    With the memory store nothing is left on the server: the slot is temporary, a restart begins anew, and changes in
+    between are not seen. With the postgres store a restart goes on where the last run stopped, and FILE holds every
+    change once.
 
     \b
     Example: pgrepl tail orders_pub | jq 'select(.op == "insert")'
-             pgrepl tail orders_pub --snapshot only -o orders.jsonl
+             pgrepl tail orders_pub --store postgres -o orders.jsonl
     """
     if as_json and output_format not in (None, "json"):
         raise click.UsageError("--json and --format contradict each other")
@@ -106,7 +149,15 @@ def tail(
     to_terminal = output is None and sys.stdout.isatty()
     chosen = "json" if as_json else output_format or ("pretty" if to_terminal else "json")
     target = run.target
+    store = store or run.config.pipeline.store or "memory"
+    if store == "bookmarks":
+        raise InputError("tail does not keep its state in bookmarks yet", hint="--store memory or --store postgres")
+    if append and overwrite:
+        raise click.UsageError("--append and --overwrite contradict each other")
+    if store != "memory" and slot is not None:
+        raise click.UsageError("--slot goes with --store memory; another pipeline is --pipeline-id")
 
+    from pgrepl.engine.linespool import LineSpool
     from pgrepl.engine.pipeline import Options, Pipeline
     from pgrepl.engine.selection import Selection
 
@@ -119,16 +170,26 @@ def tail(
         exact_limit=output is None,
         until=until,  # type: ignore[arg-type]
         duration=duration,
+        slot=_slot(target, store, slot, pipeline_id),
+        jobs=jobs or min(4, os.cpu_count() or 1),
+        refresh=refresh,
+        accept_slot_position=accept_slot_position,
+        format_name=chosen,
+        output_timeout=output_timeout,
     )
-    sink = _sink(output)
+    sink = _sink(output, "append" if append else "overwrite" if overwrite else "refuse", fsync_interval)
     show_progress = progress if progress is not None else sys.stderr.isatty() and not to_terminal
     watcher = _Watcher(run, show_progress and run.report.verbosity >= 0)
-    pipeline = Pipeline(target, options, _format(chosen, run.color), sink, watcher)
-    if snapshot == "initial":
+    spool = LineSpool(Path(spool_dir) if spool_dir else None, spool_limit)
+    kept = _store(target, store, pipeline_id)
+    pipeline = Pipeline(target, options, _format(chosen, run.color), sink, watcher, store=kept, spool=spool)
+    if snapshot == "initial" and options.slot is None:
         run.report.notice("store memory: nothing is kept; a restart begins anew, changes in between are not seen")
     with _signals(pipeline) as received, watcher:
         outcome = pipeline.run()
     _report_end(run, outcome)
+    if options.slot is not None:
+        run.report.notice(f"slot {options.slot} keeps WAL until you resume or 'pgrepl slots drop {options.slot}'")
     if outcome.reason != "stopped":
         return ExitCode.OK
     return ExitCode.INTERRUPTED if received[:1] == [signal.SIGINT] else ExitCode.TERMINATED
@@ -143,14 +204,45 @@ def _publications(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _sink(path: str | None) -> Sink:
+def _pipeline_id(target: ConnectionTarget, chosen: int | None) -> int:
+    from pgrepl import names
+
+    return chosen if chosen is not None else names.pipeline_id(target.pipeline_host(), target.database())
+
+
+def _slot(target: ConnectionTarget, store: str, slot: str | None, pipeline_id: int | None) -> str | None:
+    from pgrepl import names
+
+    if store == "memory":
+        return names.check_slot_name(slot) if slot is not None else None
+    return names.apply_slot(_pipeline_id(target, pipeline_id))
+
+
+def _store(target: ConnectionTarget, store: str, pipeline_id: int | None) -> Store | None:
+    if store == "memory":
+        return None
+    from pgrepl.stores.postgres import PostgresStore
+
+    kept = PostgresStore(target, _pipeline_id(target, pipeline_id))
+    kept.prepare()
+    others = kept.other_pipelines()
+    if others and pipeline_id is None:
+        listed = ", ".join(map(str, others))
+        raise InputError(
+            f"etl.replication_state holds no state of this pipeline, but of {listed}",
+            hint=f"the host's name is part of the id: --pipeline-id {others[0]} goes on with that one",
+        )
+    return kept
+
+
+def _sink(path: str | None, existing: Existing, interval: float) -> Sink:
     from pgrepl.sinks.file import FileSink
     from pgrepl.sinks.stdout import StdoutSink
 
     if path is None:
         sys.stdout.flush()
         return StdoutSink(sys.stdout.fileno())
-    return FileSink(path)
+    return FileSink(path, existing=existing, interval=interval)
 
 
 def _format(name: str, color: str) -> Format:
@@ -176,6 +268,7 @@ def _signals(pipeline: Pipeline) -> Iterator[list[int]]:
         pipeline.stop()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: pipeline.refresh())
     try:
         yield received
     finally:

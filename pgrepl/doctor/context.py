@@ -114,6 +114,7 @@ class Context:
         self.error = error
         self._sampled: tuple[float, wal.Sample | None] | None = None
         self.walsender_timeout: float | None = None
+        self.passing_pids: list[int] = []
 
     @property
     def conn(self) -> psycopg.Connection:
@@ -146,8 +147,14 @@ class Context:
     @cached_property
     def session_settings(self) -> dict[str, settings.Setting]:
         """The settings as a client gets them who sets none itself, unlike this connection."""
-        with connect_as_any(self.target, "pgrepl doctor") as connection:
+        with self.another_connection() as connection:
             return settings.read(connection, SETTINGS)
+
+    def another_connection(self) -> psycopg.Connection:
+        """Open one more connection, for a moment, as any client gets it; what counts connections leaves it out."""
+        connection = connect_as_any(self.target, "pgrepl doctor")
+        self.passing_pids.append(connection.info.backend_pid)
+        return connection
 
     @cached_property
     def role_settings(self) -> dict[str, settings.RoleSetting]:

@@ -27,8 +27,8 @@ class Changes:
 
     ``resolve`` builds a Table from a Relation message in a transaction. ``printed`` says whether a table's changes are
     wanted; those of other tables are counted all the same, so that ``seq`` does not depend on what is asked for.
-    ``known`` are the versions that the snapshot was read with. With ``transactions`` the events of a transaction are
-    framed by Begin and Commit. ``appeared`` is told of a table that was not known, when its first change is near.
+    ``known`` are the versions that snapshots were read with. ``appeared`` is told of a table that was not known, when
+    its first change is near.
     """
 
     def __init__(
@@ -37,25 +37,36 @@ class Changes:
         *,
         printed: Callable[[Table], bool],
         known: Mapping[int, Table],
-        transactions: bool = False,
         appeared: Callable[[Table], None] = lambda table: None,
     ) -> None:
         self._resolve = resolve
         self._printed = printed
         self._appeared = appeared
-        self._frames = transactions
         self._known = dict(known)
         # None for a table whose changes are not wanted.
         self._tables: dict[int, tuple[messages.Relation, Table | None]] = {}
         self._transaction: Transaction | None = None
         self._seq = 0
-        self._rows = 0
-        self._begun = False
 
     @property
     def transaction(self) -> Transaction | None:
         """The transaction in the middle of which the stream is; None between transactions."""
         return self._transaction
+
+    @property
+    def seq(self) -> int:
+        """The number of the next change."""
+        return self._seq
+
+    def knows(self, table: Table) -> None:
+        """Take note of the version that a snapshot was read with, unless the stream has told of the table already."""
+        if table.oid not in self._tables or self._tables[table.oid][1] is None:
+            self._known[table.oid] = table
+
+    def broken_off(self) -> None:
+        """Take note that the stream broke off; the next one tells of every relation again."""
+        self._transaction = None
+        self._tables.clear()
 
     def apply(self, start: Lsn, message: messages.AnyMessage) -> tuple[Event, ...]:
         """Take the next message, which came at ``start``, and give the events it means, none or some.
@@ -68,7 +79,7 @@ class Changes:
                 if table is None:
                     return _NOTHING
                 self._check_width(table, new)
-                return self._framed(events.Insert(table, new, self._open(), start, self._seq - 1))
+                return (events.Insert(table, new, self._open(), start, self._seq - 1),)
             case messages.Update(oid, old_kind, old, new):
                 table = self._change(oid)
                 if table is None:
@@ -78,28 +89,27 @@ class Changes:
                     self._check_width(table, old)
                 if UNCHANGED in new and old is not None:
                     new = _filled(new, old, None if old_kind == "full" else frozenset(table.key))
-                return self._framed(events.Update(table, new, old, old_kind, self._open(), start, self._seq - 1))
+                return (events.Update(table, new, old, old_kind, self._open(), start, self._seq - 1),)
             case messages.Delete(oid, old_kind, old):
                 table = self._change(oid)
                 if table is None:
                     return _NOTHING
                 self._check_width(table, old)
-                return self._framed(events.Delete(table, old, old_kind, self._open(), start, self._seq - 1))
+                return (events.Delete(table, old, old_kind, self._open(), start, self._seq - 1),)
             case messages.Begin(final_lsn, commit_time, xid):
                 if self._transaction is not None:
                     raise ProtocolError(f"BEGIN of transaction {xid} inside transaction {self._transaction.xid}")
                 self._transaction = Transaction(final_lsn, commit_time, xid)
-                self._seq = self._rows = 0
-                self._begun = False
+                self._seq = 0
                 return _NOTHING
-            case messages.Commit(_, commit_lsn, end_lsn, _):
+            case messages.Commit(_, commit_lsn):
                 transaction = self._open()
                 if commit_lsn != transaction.commit_lsn:
                     raise ProtocolError(
                         f"COMMIT at {commit_lsn} of a transaction announced at {transaction.commit_lsn}"
                     )
                 self._transaction = None
-                return (events.Commit(transaction, end_lsn, self._rows),) if self._frames and self._begun else _NOTHING
+                return _NOTHING
             case messages.Relation():
                 return self._relation(message)
             case messages.Truncate(oids, cascade, restart_identity):
@@ -109,11 +119,11 @@ class Changes:
                     return _NOTHING
                 if not transactional:
                     return (events.Message(prefix, content, None, lsn, None),)
-                return self._framed(events.Message(prefix, content, self._open(), lsn, self._seq), rows=0)
+                return (events.Message(prefix, content, self._open(), lsn, self._seq),)
             case messages.Origin(_, name):
                 self._open().origin = name
                 return _NOTHING
-            case messages.Type():
+            case messages.Type() | messages.StreamAbort():
                 return _NOTHING
 
     def _open(self) -> Transaction:
@@ -127,13 +137,6 @@ class Changes:
             return self._tables[oid][1]
         except KeyError:
             raise ProtocolError(f"a change of relation {oid}, of which the server has told nothing") from None
-
-    def _framed(self, event: Event, rows: int = 1) -> tuple[Event, ...]:
-        self._rows += rows
-        if self._begun or not self._frames:
-            return (event,)
-        self._begun = True
-        return (events.Begin(self._open()), event)
 
     @staticmethod
     def _check_width(table: Table, row: TupleData) -> None:
@@ -161,7 +164,7 @@ class Changes:
         self._tables[relation.oid] = (relation, table)
         if before is None or table is before:
             return _NOTHING
-        return self._framed(events.SchemaChange(table, diff(before, table), transaction, self._seq), rows=0)
+        return (events.SchemaChange(table, diff(before, table), transaction, self._seq),)
 
     def _truncate(self, start: Lsn, oids: tuple[int, ...], cascade: bool, restart_identity: bool) -> tuple[Event, ...]:
         transaction = self._open()
@@ -172,7 +175,7 @@ class Changes:
         wanted = tuple(table for table in tables if table is not None)
         if not wanted:
             return _NOTHING
-        return self._framed(events.Truncate(wanted, cascade, restart_identity, transaction, start, self._seq - 1))
+        return (events.Truncate(wanted, cascade, restart_identity, transaction, start, self._seq - 1),)
 
 
 def _filled(new: TupleData, old: TupleData, sent: frozenset[int] | None) -> TupleData:

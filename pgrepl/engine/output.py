@@ -1,8 +1,7 @@
-"""The way out: events to bytes to the sink, and with them the position that is done."""
+"""The way out: events to lines to the sink, and with them the position that is done."""
 
 from __future__ import annotations
 
-from pgrepl import events
 from pgrepl.events import Event
 from pgrepl.formats import Format
 from pgrepl.lsn import Lsn
@@ -11,13 +10,11 @@ from pgrepl.sinks import Sink
 WRITE_BYTES = 64 << 10
 """How many bytes are gathered before they are written, at the most plus one event."""
 
-_ROWS = (events.Read, events.Insert, events.Update, events.Delete)
-
 
 class Output:
-    """Gather the lines of events and write them; a position reaches the sink only after every line before it.
+    """Gather lines and write them; a position reaches the sink only after every line before it.
 
-    ``rows`` counts the row events, ``printed`` is the position up to which all that was done is written.
+    ``printed`` is the position up to which all that was done is written.
     """
 
     def __init__(self, output_format: Format, sink: Sink) -> None:
@@ -25,30 +22,34 @@ class Output:
         self._sink = sink
         self._lines: list[bytes] = []
         self._size = 0
-        self._done = Lsn(0)
+        self._written = 0
+        # The last boundary between transactions: bytes up to it, and its position.
+        self._boundary: tuple[int, Lsn] = (0, Lsn(0))
         self.printed = Lsn(0)
-        self.rows = 0
 
     @property
     def full(self) -> bool:
         """Whether it is time to write."""
         return self._size >= WRITE_BYTES
 
-    def emit(self, event: Event) -> bool:
-        """Take an event; tells whether it is a row event."""
-        line = self._format.encode(event)
+    def format(self, event: Event) -> bytes:
+        """Give the line of an event without printing it."""
+        return self._format.encode(event)
+
+    def emit(self, event: Event) -> None:
+        """Print an event."""
+        self.add(self._format.encode(event))
+
+    def add(self, line: bytes) -> None:
+        """Print a line, or several."""
         if line:
             self._lines.append(line)
             self._size += len(line)
-        if isinstance(event, _ROWS):
-            self.rows += 1
-            return True
-        return False
 
-    def done(self, position: Lsn) -> None:
-        """Say that every transaction before ``position`` has been emitted; it only goes forward."""
-        if position > self._done:
-            self._done = position
+    def boundary(self, position: Lsn) -> None:
+        """Say that what has been printed so far holds whole transactions only, all those before ``position``."""
+        if position >= self._boundary[1]:
+            self._boundary = (self._written + self._size, position)
 
     def write(self) -> None:
         """Hand everything to the sink, however long it takes."""
@@ -56,9 +57,16 @@ class Output:
             data = b"".join(self._lines)
             self._lines.clear()
             self._size = 0
+            self._written += len(data)
             self._sink.write(data)
-        self._sink.position(self._done)
-        self.printed = self._done
+        written, position = self._boundary
+        self._sink.mark(written, position)
+        self.printed = position
+
+    def sync(self) -> None:
+        """Write everything, and make it durable up to the last boundary now."""
+        self.write()
+        self._sink.sync()
 
     def tick(self) -> None:
         """Let the sink do what is due."""

@@ -15,8 +15,8 @@ from pgrepl.errors import OperationError
 OLDEST_MAJOR = 16
 
 
-def check_server(connection: psycopg.Connection) -> Server:
-    """Check that the server can stream to this role, with one slot and one walsender more. Raises OperationError."""
+def check_server(connection: psycopg.Connection, *, slots: int = 1) -> Server:
+    """Check that the server can stream to this role, with so many more slots. Raises OperationError."""
     facts = server.read(connection)
     if facts.major < OLDEST_MAJOR:
         raise OperationError(
@@ -39,7 +39,7 @@ def check_server(connection: psycopg.Connection) -> Server:
         raise OperationError(
             f"role {facts.user} may not replicate", hint=f'ALTER ROLE "{facts.user}" REPLICATION, run by a superuser'
         )
-    if not facts.free_slots:
+    if facts.free_slots < slots:
         raise OperationError(
             f"all {facts.max_replication_slots} replication slots are in use",
             hint="drop one that is not needed (pgrepl slots list), or raise max_replication_slots and restart",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import psycopg
 from psycopg import sql
@@ -10,7 +11,8 @@ from psycopg import sql
 from pgrepl.catalog import publications
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.tables import lockable, replaced_since_snapshot
-from pgrepl.engine import relations
+from pgrepl.engine import relations, units
+from pgrepl.engine.units import Unit
 from pgrepl.events import Table
 from pgrepl.pgoutput.copytext import CopyRows, Row
 
@@ -26,6 +28,15 @@ _NOT_LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected,
 
 class SnapshotUnusable(Exception):
     """The tables cannot be read as they were at the snapshot any more; a new slot and a new snapshot are needed."""
+
+
+@contextmanager
+def _locked_out() -> Iterator[None]:
+    """Turn a lock that is not to be had into a snapshot that is no use."""
+    try:
+        yield
+    except _NOT_LOCKED as error:
+        raise SnapshotUnusable(f"the tables cannot be locked: {error.diag.message_primary}") from None
 
 
 class Snapshot:
@@ -45,14 +56,18 @@ class Snapshot:
             connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(name)))
         except _NO_SNAPSHOT as error:
             raise SnapshotUnusable(f"the exported snapshot is gone: {error.diag.message_primary}") from None
+        # Reading about partitions takes locks on them, too.
+        connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
 
     def published(self, names: Sequence[str]) -> list[PublishedTable]:
         """Read what the publications publish as the snapshot sees it."""
-        return publications.published_tables(self._connection, names)
+        with _locked_out():
+            return publications.published_tables(self._connection, names)
 
     def describe(self, tables: Sequence[PublishedTable]) -> dict[int, Table]:
         """Build the versions of the tables that rows are read with."""
-        return relations.published(self._connection, tables)
+        with _locked_out():
+            return relations.published(self._connection, tables)
 
     def hold(self, tables: Sequence[PublishedTable]) -> None:
         """Lock the tables and make sure that the snapshot still gives their rows.
@@ -62,17 +77,14 @@ class Snapshot:
         meanwhile.
         """
         held = lockable(self._connection, [table.oid for table in tables])
-        if not held:
-            return
-        names = sql.SQL(", ").join(_source(table) for table in tables if table.oid in held)
-        self._connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
-        try:
-            self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
-        except _NOT_LOCKED as error:
-            raise SnapshotUnusable(f"the tables cannot be locked: {error.diag.message_primary}") from None
+        with _locked_out():
+            if held:
+                names = sql.SQL(", ").join(_source(table) for table in tables if table.oid in held)
+                self._connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+            self._held = held
+            self.verify([table for table in tables if table.oid in held])
+        # A table that cannot be locked is waited for by its COPY, for as long as it takes.
         self._connection.execute("SET LOCAL lock_timeout = 0")
-        self._held = held
-        self.verify([table for table in tables if table.oid in held])
 
     def verify(self, tables: Sequence[PublishedTable]) -> None:
         """Make sure that the snapshot gives the rows of tables that are locked. Raises SnapshotUnusable."""
@@ -81,25 +93,25 @@ class Snapshot:
             names = ", ".join(table.qualified for table in tables if table.oid in replaced)
             raise SnapshotUnusable(f"{names} was truncated, rewritten, renamed or dropped while the snapshot was taken")
 
-    def copy(self, table: PublishedTable) -> Iterator[list[Row]]:
-        """Read the rows of a table, filtered and with the columns as published, some at a time.
+    def read(self, unit: Unit) -> Iterator[list[Row]]:
+        """Read the rows of a unit, some at a time.
 
         Raises SnapshotUnusable when the table or a column has another name by now, or is gone.
         """
-        columns = sql.SQL(", ").join(sql.Identifier(name) for name in table.columns)
-        # The filter is SQL that the server itself has printed.
-        where = sql.SQL(f" WHERE {table.row_filter}" if table.row_filter else "")
-        query = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(columns, _source(table), where)
-        rows = CopyRows(len(table.columns))
+        rows = CopyRows(len(unit.table.columns))
         try:
-            with self._connection.cursor().copy(query) as stream:
+            with self._connection.cursor().copy(unit.query()) as stream:
                 for block in stream:
                     yield rows.feed(bytes(block))
         except _RENAMED as error:
-            raise SnapshotUnusable(f"{table.qualified} was changed: {error.diag.message_primary}") from None
+            raise SnapshotUnusable(f"{unit.table.qualified} was changed: {error.diag.message_primary}") from None
         rows.finish()
-        if table.oid not in self._held:
-            self.verify([table])
+        if unit.table.oid not in self._held:
+            self.verify([unit.table])
+
+    def units(self, tables: Sequence[PublishedTable]) -> dict[int, list[Unit]]:
+        """Cut the tables into units."""
+        return units.plan(self._connection, tables)
 
     def close(self) -> None:
         """End the transaction and its locks."""

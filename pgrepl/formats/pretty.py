@@ -51,16 +51,16 @@ class Pretty:
                 changes = [f"+{_name(name)}" for name in diff.added] + [f"-{_name(name)}" for name in diff.dropped]
                 changes += [f"{_name(before)}→{_name(after)}" for before, after in diff.renamed]
                 types = {column.name: column.type_name for column in table.columns}
-                changes += [f"{_name(name)} is now {types[name]}" for name in diff.retyped]
+                changes += [f"{_name(name)} is now {_name(types[name])}" for name in diff.retyped]
                 identity = f"replica identity {_IDENTITIES[table.replica_identity]}"
                 return self._line("schema", table, " ".join(changes) or identity)
             case Message(prefix, content, _, start_lsn):
                 return self._text("message", _value(prefix.encode()), f"{_value(content)} at {start_lsn}")
             case SnapshotBegin(table, attempt, snapshot_lsn):
                 again = f", attempt {attempt}" if attempt > 1 else ""
-                return self._frame(f"-- snapshot of {table.qualified} at {snapshot_lsn}{again}")
+                return self._frame(f"-- snapshot of {_name(table.qualified)} at {snapshot_lsn}{again}")
             case SnapshotEnd(table, _, rows):
-                return self._frame(f"-- {rows} {'row' if rows == 1 else 'rows'} of {table.qualified}")
+                return self._frame(f"-- {rows} {'row' if rows == 1 else 'rows'} of {_name(table.qualified)}")
             case Begin(transaction):
                 return self._frame(f"-- begin {transaction.xid}, commits at {transaction.commit_lsn}")
             case Commit(transaction, end_lsn, rows):
@@ -69,7 +69,7 @@ class Pretty:
                 )
 
     def _line(self, op: str, table: Table, text: str) -> bytes:
-        return self._text(op, table.qualified, text)
+        return self._text(op, _name(table.qualified), text)
 
     def _text(self, op: str, subject: str, text: str) -> bytes:
         # The column grows with the longest name seen, so that lines stay aligned without knowing all names beforehand.

@@ -1,4 +1,7 @@
-"""Bytes of pgoutput, protocol version 1, to messages (PostgreSQL documentation, Logical Replication Message Formats).
+"""Bytes of pgoutput to messages (PostgreSQL documentation, Logical Replication Message Formats).
+
+``decode`` reads protocol version 1, ``StreamDecoder`` version 2: there a transaction may come in blocks while it is
+still going on, and what is in a block is a message of version 1 with an xid put in behind its first byte.
 
 Every length is hostile until proven: nothing is read past the end, and a message that is too short, too long or holds
 a value the protocol does not know raises ProtocolError. The way to that is cheap. Lengths are read as unsigned numbers,
@@ -28,6 +31,11 @@ from pgrepl.pgoutput.messages import (
     Origin,
     Relation,
     ReplicaIdentity,
+    StreamAbort,
+    StreamCommit,
+    StreamMessage,
+    StreamStart,
+    StreamStop,
     Truncate,
     TupleData,
     Type,
@@ -44,12 +52,21 @@ _column: Final = Struct(">Ii").unpack_from
 _truncate: Final = Struct(">IB").unpack_from
 _message: Final = Struct(">BQ").unpack_from
 _row_head: Final = Struct(">IB").unpack_from
+_stream_start: Final = Struct(">xIB")
+_stream_stop: Final = Struct(">x")
+_stream_commit: Final = Struct(">xIBQQq")
+_stream_abort: Final = Struct(">II").unpack_from
 
 # An unsigned 64-bit number is always an LSN, so the check of the constructor would be paid for nothing.
 _lsn: Final = cast(Callable[[int], Lsn], partial(int.__new__, Lsn))
 
 _NULL, _UNCHANGED, _TEXT, _BINARY = b"nutb"
 _NEW, _KEY, _OLD = b"NKO"
+
+_ORIGIN, _STREAM_START, _STREAM_STOP = b"OSE"
+# The messages that name one relation, and those that carry an xid inside a block.
+_OF_A_RELATION: Final = frozenset(b"RIUD")
+_WITH_XID: Final = frozenset(b"RYIUDTM")
 
 
 def decode(data: bytes) -> AnyMessage:
@@ -65,11 +82,73 @@ def decode(data: bytes) -> AnyMessage:
     try:
         message, end = read(data)
     except (IndexError, StructError):
-        raise ProtocolError(f"truncated pgoutput message {data[:1]!r} of {len(data)} bytes") from None
+        raise _truncated(data) from None
     if end != len(data):
-        what = "truncated" if end > len(data) else "bytes left over after"
-        raise ProtocolError(f"{what} pgoutput message {data[:1]!r} of {len(data)} bytes")
+        raise _truncated(data) if end > len(data) else _left_over(data)
     return message
+
+
+class StreamDecoder:
+    """Read the messages of one stream of protocol version 2 with ``streaming 'on'``, one after the other.
+
+    ``in_block`` says whether the next message is inside a block, between a StreamStart and its StreamStop.
+    """
+
+    def __init__(self) -> None:
+        self.in_block = False
+
+    def decode(self, data: bytes) -> tuple[int | None, AnyMessage | StreamMessage]:
+        """Read one message, and the xid it carries inside a block: that of the subtransaction that made the change.
+
+        A logical message carries the xid of the top-level transaction, also when a subtransaction wrote it; Origin
+        carries none. Raises ProtocolError as ``decode`` does, and for a message that cannot stand there.
+        """
+        tag, xid, _ = head(data, in_block=self.in_block)
+        if xid is not None:
+            return xid, decode(without_xid(data))
+        if tag not in _STREAM_READERS:
+            return None, decode(data)
+        message = _STREAM_READERS[tag](data)
+        self.in_block = tag == _STREAM_START
+        return None, message
+
+
+def head(data: bytes, in_block: bool = False) -> tuple[int, int | None, int | None]:
+    """Read the first byte of a message, the xid it carries inside a block, and the OID of the relation it concerns.
+
+    The OID is None for what concerns no relation or, as Truncate, several. The rest is not looked at. Raises
+    ProtocolError for a message that is unknown, cannot stand there, or ends before those fields.
+    """
+    if not data:
+        raise ProtocolError("empty pgoutput message")
+    tag = data[0]
+    if tag not in _READERS and tag not in _STREAM_READERS:
+        raise ProtocolError(f"unknown pgoutput message {data[:1]!r}")
+    try:
+        if not in_block:
+            if tag == _STREAM_STOP:
+                raise ProtocolError("the end of a block outside of one")
+            return tag, None, _int32(data, 1)[0] if tag in _OF_A_RELATION else None
+        if tag in _WITH_XID:
+            return tag, _int32(data, 1)[0], _int32(data, 5)[0] if tag in _OF_A_RELATION else None
+    except StructError:
+        raise _truncated(data) from None
+    if tag not in (_STREAM_STOP, _ORIGIN):
+        raise ProtocolError(f"pgoutput message {data[:1]!r} inside a block of a transaction")
+    return tag, None, None
+
+
+def without_xid(data: bytes) -> bytes:
+    """Make a message of protocol version 1 of one that ``head`` has found to carry an xid."""
+    return data[:1] + data[5:]
+
+
+def _truncated(data: bytes) -> ProtocolError:
+    return ProtocolError(f"truncated pgoutput message {data[:1]!r} of {len(data)} bytes")
+
+
+def _left_over(data: bytes) -> ProtocolError:
+    return ProtocolError(f"bytes left over after pgoutput message {data[:1]!r} of {len(data)} bytes")
 
 
 def _read_begin(data: bytes) -> tuple[Begin, int]:
@@ -165,6 +244,36 @@ def _read_message(data: bytes) -> tuple[Message, int]:
     return Message(flags == 1, _lsn(lsn), prefix, data[start:end]), end
 
 
+def _read_stream_start(data: bytes) -> StreamStart:
+    xid, first_segment = _fixed(_stream_start, data)
+    if first_segment > 1:
+        raise ProtocolError(f"unknown flags {first_segment:#x} in a Stream Start message")
+    return StreamStart(xid, first_segment == 1)
+
+
+def _read_stream_stop(data: bytes) -> StreamStop:
+    _fixed(_stream_stop, data)
+    return StreamStop()
+
+
+def _read_stream_commit(data: bytes) -> StreamCommit:
+    xid, flags, commit_lsn, end_lsn, commit_time = _fixed(_stream_commit, data)
+    if flags:
+        raise ProtocolError(f"unknown flags {flags:#x} in a Stream Commit message")
+    return StreamCommit(xid, flags, _lsn(commit_lsn), _lsn(end_lsn), commit_time)
+
+
+def _read_stream_abort(data: bytes) -> tuple[StreamAbort, int]:
+    return StreamAbort(*_stream_abort(data, 1)), 9
+
+
+def _fixed(form: Struct, data: bytes) -> tuple[int, ...]:
+    """Read a message whose fields all have a fixed length."""
+    if len(data) != form.size:
+        raise _truncated(data) if len(data) < form.size else _left_over(data)
+    return form.unpack(data)
+
+
 def _tuple(data: bytes, offset: int) -> tuple[TupleData, int]:
     """Read a TupleData and where it ends, which may be past the end of the bytes: the caller compares."""
     count = _count(data, offset)
@@ -221,4 +330,11 @@ _READERS: Final[dict[int, Callable[[bytes], tuple[AnyMessage, int]]]] = {
     ord("D"): _read_delete,
     ord("T"): _read_truncate,
     ord("M"): _read_message,
+    ord("A"): _read_stream_abort,
+}
+
+_STREAM_READERS: Final[dict[int, Callable[[bytes], StreamMessage]]] = {
+    _STREAM_START: _read_stream_start,
+    _STREAM_STOP: _read_stream_stop,
+    ord("c"): _read_stream_commit,
 }

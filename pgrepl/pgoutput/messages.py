@@ -1,4 +1,4 @@
-"""The messages of pgoutput, protocol version 1.
+"""The messages of pgoutput, protocol versions 1 and 2.
 
 Names and fields are those of PostgreSQL documentation, Logical Replication Message Formats. LSNs are ``Lsn``, times are
 microseconds since 2000-01-01 00:00 UTC (``POSTGRES_EPOCH_US`` turns them into Unix time), OIDs and xids are unsigned.
@@ -134,4 +134,46 @@ class Message(NamedTuple):
     content: bytes
 
 
-AnyMessage: TypeAlias = Begin | Commit | Origin | Type | Relation | Insert | Update | Delete | Truncate | Message
+class StreamStart(NamedTuple):
+    """Begin a block of changes of a transaction that has not ended; blocks are not nested, and hold no other's changes.
+
+    ``xid`` is the top-level transaction's, ``first_segment`` says that it is the transaction's first block.
+    """
+
+    xid: int
+    first_segment: bool
+
+
+class StreamStop(NamedTuple):
+    """End a block."""
+
+
+class StreamCommit(NamedTuple):
+    """End a transaction that was sent in blocks, after the last of them; the fields are those of Begin and Commit."""
+
+    xid: int
+    flags: int
+    commit_lsn: Lsn
+    end_lsn: Lsn
+    commit_time: int
+
+
+class StreamAbort(NamedTuple):
+    """Take back a subtransaction of a transaction that is sent in blocks, or with ``subxid == xid`` all of it.
+
+    Each subtransaction that was released into one that is rolled back has a message of its own. PostgreSQL 18 sends it
+    in protocol version 1 as well, between transactions, when it had put a large subtransaction on its disk and finds
+    out that it has been rolled back; it means nothing there.
+    """
+
+    xid: int
+    subxid: int
+
+
+AnyMessage: TypeAlias = (
+    Begin | Commit | Origin | Type | Relation | Insert | Update | Delete | Truncate | Message | StreamAbort
+)
+"""What may come in protocol version 1."""
+
+StreamMessage: TypeAlias = StreamStart | StreamStop | StreamCommit
+"""What comes in protocol version 2 only."""

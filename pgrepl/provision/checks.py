@@ -14,16 +14,23 @@ if TYPE_CHECKING:
 _OLDEST = 16
 
 
-def check(conn: psycopg.Connection) -> tuple[list[Step], list[Note]]:
-    """Check version, wal_level and the room for a slot and a walsender.
+def check_version(conn: psycopg.Connection) -> None:
+    """Raise OperationError for a server that is too old, without asking it anything."""
+    version = conn.info.server_version
+    if version < _OLDEST * 10_000:
+        raise OperationError(
+            f"the server is PostgreSQL {version // 10_000}.{version % 10_000}, too old for pgrepl",
+            hint=f"{_OLDEST} or newer is needed",
+        )
+
+
+def check(conn: psycopg.Connection) -> tuple[catalog.Server, list[Step], list[Note]]:
+    """Check version, wal_level and the room for a slot and a walsender; return the server with the steps and notes.
 
     Raises OperationError at the first that does not fit: nothing that is set up on such a server would work.
     """
+    check_version(conn)
     server = catalog.read(conn)
-    if server.major < _OLDEST:
-        raise OperationError(
-            f"the server is PostgreSQL {server.version}, too old for pgrepl", hint=f"{_OLDEST} or newer is needed"
-        )
     if server.in_recovery:
         raise OperationError("the server is a standby and read-only", hint="connect to its primary")
     if not server.decodes:
@@ -65,4 +72,4 @@ def check(conn: psycopg.Connection) -> tuple[list[Step], list[Note]]:
                 "ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'; SELECT pg_reload_conf();",
             )
         )
-    return steps, notes
+    return server, steps, notes

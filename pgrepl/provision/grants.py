@@ -58,7 +58,7 @@ def grant_steps(
 def _connect(conn: psycopg.Connection, session: Session, role: str, who: str, role_comes: bool) -> Step:
     has = conn.execute(_CONNECT, [who]).fetchone()
     statement = f"GRANT CONNECT ON DATABASE {quote_ident(session.database)} TO {quote_ident(role)}"
-    return _step(
+    return grant_step(
         bool(has and has[0]),
         session.grants_connect and role_comes,
         session.database,
@@ -70,7 +70,7 @@ def _connect(conn: psycopg.Connection, session: Session, role: str, who: str, ro
 def _usage(conn: psycopg.Connection, role: str, who: str, published: list[Table], role_comes: bool) -> list[Step]:
     schemas = {table.schema_oid: table.schema for table in published}
     return [
-        _step(
+        grant_step(
             has,
             may_grant and role_comes,
             schemas[oid],
@@ -95,7 +95,7 @@ def _select(conn: psycopg.Connection, role: str, who: str, published: list[Table
         for (has, may), group in by_state.items():
             names = ", ".join(table.qualified for table in group)
             steps.append(
-                _step(
+                grant_step(
                     has,
                     may,
                     schema,
@@ -112,7 +112,7 @@ def _defaults(
     given = set(conn.execute(_DEFAULTS, [role_oid or 0]).fetchall())
     places = {(table.schema, table.owner): table for table in tables if table.owner != role}
     return [
-        _step(
+        grant_step(
             (owner, table.schema_oid) in given or (owner, 0) in given,
             (session.superuser or table.owned) and role_comes,
             schema,
@@ -124,7 +124,8 @@ def _defaults(
     ]
 
 
-def _step(has: bool, may: bool, where: str, summary: str, statement: str) -> Step:
+def grant_step(has: bool, may: bool, where: str, summary: str, statement: str) -> Step:
+    """Make a step of one grant: there already, or planned, or for somebody else."""
     if has:
         return Step("grant", "exists", where, summary)
     return Step("grant", "planned" if may else "needs_superuser", where, summary, (Statement(statement),))

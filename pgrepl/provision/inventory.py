@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pgrepl.catalog import provider
 from pgrepl.errors import OperationError
 from pgrepl.names import quote_ident
 
@@ -15,13 +16,12 @@ if TYPE_CHECKING:
 # Where supabase/etl keeps its state: published, the state's own changes would be changes to keep state about.
 STATE_SCHEMA = "etl"
 
-# Roles of managed services that stand for REPLICATION, an attribute that cannot be given there.
-_GRANTABLE_FOR_REPLICATION = ("rds_replication", "mdb_replication")
-
 _SESSION = """
 SELECT r.rolname::text, r.rolsuper, r.rolcreaterole, r.rolreplication, current_database()::text,
        has_database_privilege(current_database(), 'CREATE'),
-       has_database_privilege(current_database(), 'CONNECT WITH GRANT OPTION')
+       has_database_privilege(current_database(), 'CONNECT WITH GRANT OPTION'),
+       has_database_privilege(current_database(), 'CREATE WITH GRANT OPTION'),
+       current_setting('createrole_self_grant') ~ 'set'
 FROM pg_catalog.pg_roles r
 WHERE r.rolname = current_user
 """
@@ -39,7 +39,8 @@ class Session:
     """The connected role and what it may do.
 
     ``provider_role`` is the role of a managed service that stands for REPLICATION, and ``grants_provider_role`` whether
-    the connected role may make others its members.
+    the connected role may make others its members. ``becomes_new_roles`` is whether it may SET ROLE to what it creates.
+    ``managed`` is whether this is a managed service's server.
     """
 
     role: str
@@ -49,8 +50,11 @@ class Session:
     database: str
     create_in_database: bool
     grants_connect: bool
+    grants_create: bool
+    becomes_new_roles: bool
     provider_role: str | None
     grants_provider_role: bool
+    managed: bool
 
     @property
     def creates_replication_roles(self) -> bool:
@@ -69,8 +73,8 @@ def session(conn: psycopg.Connection) -> Session:
     """Read what the connected role may do."""
     row = conn.execute(_SESSION).fetchone()
     assert row is not None
-    provider = conn.execute(_PROVIDER_ROLE, [list(_GRANTABLE_FOR_REPLICATION)]).fetchone() or (None, False)
-    return Session(*row, *provider)
+    found = conn.execute(_PROVIDER_ROLE, [list(provider.REPLICATION_ROLES.values())]).fetchone()
+    return Session(*row, *(found or (None, False)), *[provider.traces(conn).managed])
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +208,19 @@ def named(conn: psycopg.Connection, known: Tables, names: Sequence[tuple[str, st
 
     Raises OperationError for what does not exist and for what cannot be published, saying why.
     """
-    found: dict[int, Table] = {}
-    rows = conn.execute(_KINDS, [[schema for schema, _ in names], [name for _, name in names]]).fetchall()
-    for schema, name, schema_oid, kind, persistence in rows:
-        table = known.by_name.get((schema, name))
-        if table is None:
-            raise _unfit(schema, name, schema_oid, kind, persistence)
-        found[table.oid] = table
-    return list(found.values())
+    for problem in unfit(conn, known, names).values():
+        raise problem
+    found = (known.by_name[name] for name in names)
+    return list({table.oid: table for table in found}.values())
+
+
+def unfit(
+    conn: psycopg.Connection, known: Tables, names: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], OperationError]:
+    """Say of each name that is no table which could be published what is wrong with it."""
+    unknown = [name for name in names if name not in known.by_name]
+    rows = conn.execute(_KINDS, [[schema for schema, _ in unknown], [name for _, name in unknown]]).fetchall()
+    return {(row[0], row[1]): _unfit(*row) for row in rows}
 
 
 def _unfit(schema: str, name: str, schema_oid: int | None, kind: str | None, persistence: str | None) -> OperationError:

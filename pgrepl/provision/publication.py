@@ -3,7 +3,9 @@
 Decision on ``--all-tables``, which has to keep the state of supabase/etl out of a stream that would feed on itself:
 
 - A superuser gets FOR ALL TABLES as long as schema ``etl`` holds no table that could be published (with pgrepl's memory
-  store it holds functions only), else TABLES IN SCHEMA of every user schema but ``etl``. Both take in future tables.
+  store it holds functions only) and the postgres store is not to be made, else TABLES IN SCHEMA of every user schema
+  but ``etl``. Both take in future tables.
+- A table of bookmarks in the same database is kept out by listing the tables of its schema.
 - When tables without a replica identity are to be left out (``--skip-keyless``), neither form can do that: then it is
   TABLES IN SCHEMA where nothing is left out, and elsewhere the tables are listed, and future ones are not in it.
 - Without superuser neither may be made: the tables of the connected role are listed, those of others go into the script
@@ -13,7 +15,7 @@ Decision on ``--all-tables``, which has to keep the state of supabase/etl out of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,13 +25,13 @@ from pgrepl.names import quote_ident
 from pgrepl.provision.inventory import STATE_SCHEMA, Session, Table, Tables, named
 from pgrepl.provision.steps import Note, Statement, Status, Step
 from pgrepl.provision.wanted import OPERATIONS, Wanted
+from pgrepl.stores.tables import BOOKMARKS_SCHEMA
 
 if TYPE_CHECKING:
     import psycopg
 
 _LISTED = "SELECT r.prrelid FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = %s"
 _LISTED_SCHEMAS = "SELECT n.pnnspid FROM pg_catalog.pg_publication_namespace n WHERE n.pnpubid = %s"
-_OWNED = "SELECT pg_has_role(p.pubowner, 'USAGE') FROM pg_catalog.pg_publication p WHERE p.oid = %s"
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,16 @@ class _Addition:
     tables: tuple[Table, ...] = ()
 
 
-def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted, tables: Tables) -> PublicationPlan:
-    """Plan the publication.
+def publication_steps(
+    conn: psycopg.Connection, session: Session, wanted: Wanted, tables: Tables, *, lifted: Collection[int] = ()
+) -> PublicationPlan:
+    """Plan the publication; ``lifted`` are tables whose row filters and column lists will be gone by then.
 
     Raises OperationError for a publication that is neither there nor described, for tables that do not exist or cannot
     be published, and for tables whose UPDATE and DELETE would begin to fail once they are published.
     """
     found = publications.find(conn, wanted.publication)
-    before = None if found is None else _content(conn, found)
+    before = None if found is None else content_of(conn, found)
     if before is None and not wanted.names_tables:
         raise OperationError(
             f"publication {wanted.publication!r} does not exist",
@@ -91,17 +95,24 @@ def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted
     asked = _asked_for(conn, session, wanted, tables, before)
     addition = _reduce(asked, before or Content(), tables)
     settings = _settings(wanted, before, addition, tables)
-    broken = _without_identity(before, _join(settings, addition, tables), tables)
+    broken = without_identity(before, _join(settings, addition, tables), tables)
     if broken:
         _refuse_unless_skipped(wanted, broken, before, tables)
         addition = _list_instead(addition, before or Content(), broken, tables)
+    restricted = [] if found is None else restricted_too_far(conn, found, settings)
+    if any(each.oid not in lifted for each in restricted):
+        raise OperationError(
+            "UPDATE and DELETE would fail once published, since row filter or column list and replica identity do not "
+            f"fit together: {', '.join(f'{each.schema}.{each.name}' for each in restricted)}",
+            hint="a row filter may read columns of the replica identity alone; a column list must hold them all",
+        )
     if before is None and not (addition.all_tables or addition.schemas or addition.tables):
         raise OperationError(
             f"nothing is left to go into publication {wanted.publication!r}",
             hint="no table is there that can be published" if not broken else "give the tables a replica identity",
         )
     after = _join(settings, addition, tables)
-    owned = found is None or bool((conn.execute(_OWNED, [found.oid]).fetchone() or [False])[0])
+    owned = found is not None and publications.owned(conn, found.oid)
     may_write = session.superuser or (session.create_in_database if before is None else owned)
     if before is None:
         steps = _create(session, wanted.publication, after, addition, may_write)
@@ -111,13 +122,13 @@ def publication_steps(conn: psycopg.Connection, session: Session, wanted: Wanted
     return PublicationPlan(steps, _notes(wanted, before, after, addition, tables), after)
 
 
-def _content(conn: psycopg.Connection, publication: publications.Publication) -> Content:
-    flags = (publication.insert, publication.update, publication.delete, publication.truncate)
+def content_of(conn: psycopg.Connection, publication: publications.Publication) -> Content:
+    """Read what a publication covers."""
     return Content(
         all_tables=publication.all_tables,
         tables=frozenset(oid for (oid,) in conn.execute(_LISTED, [publication.oid])),
         schemas=frozenset(oid for (oid,) in conn.execute(_LISTED_SCHEMAS, [publication.oid])),
-        operations=frozenset(name for name, published in zip(OPERATIONS, flags, strict=True) if published),
+        operations=frozenset(publication.operations),
         via_root=publication.via_root,
     )
 
@@ -144,10 +155,22 @@ def _asked_for(
         return _Addition(all_tables=True)
     if wanted.all_tables:
         if not session.superuser:
-            return _Addition(tables=tuple(table for table in tables if table.schema != STATE_SCHEMA))
-        if before is None and not any(table.schema == STATE_SCHEMA for table in tables):
+            return _Addition(
+                tables=tuple(table for table in tables if not wanted.keeps_state_in(table.schema, table.name))
+            )
+        if before is None and not wanted.state_here and not any(table.schema == STATE_SCHEMA for table in tables):
             return _Addition(all_tables=True)
-        return _Addition(schemas=_all_schemas(tables))
+        schemas = _all_schemas(tables)
+        if wanted.store != "bookmarks" or not wanted.state_here:
+            return _Addition(schemas=schemas)
+        return _Addition(
+            schemas=tuple(schema for schema in schemas if schema != BOOKMARKS_SCHEMA),
+            tables=tuple(
+                table
+                for table in tables
+                if table.schema == BOOKMARKS_SCHEMA and not wanted.keeps_state_in(table.schema, table.name)
+            ),
+        )
     return _Addition()
 
 
@@ -203,14 +226,38 @@ def _notes(wanted: Wanted, before: Content | None, after: Content, addition: _Ad
         notes.append(
             Note(f"{name} publishes partitions under their own names", "--via-root changes that for all of them")
         )
-    if any(table.schema == STATE_SCHEMA and after.covers(table, tables) for table in tables):
+    if wanted.all_tables and addition.schemas:
+        notes.append(
+            Note(
+                f"{name} takes in the schemas of now and their future tables: {', '.join(addition.schemas)}",
+                f"schema {STATE_SCHEMA} stays out; run setup again when there is a new schema",
+            )
+        )
+    published_state = any(table.schema == STATE_SCHEMA and after.covers(table, tables) for table in tables)
+    if published_state or (after.all_tables and wanted.store == "postgres"):
         notes.append(
             Note(
                 f"{name} takes in tables of schema {STATE_SCHEMA}: a stream of its own state feeds itself",
                 "a publication made with --all-tables leaves that schema out",
             )
         )
+    if _publishes_bookmarks(wanted, after, tables):
+        notes.append(
+            Note(
+                f"{name} takes in the table of bookmarks: a stream of its own state feeds itself",
+                "keep it in another database with --state-dsn, or list tables",
+            )
+        )
     return notes
+
+
+def _publishes_bookmarks(wanted: Wanted, after: Content, tables: Tables) -> bool:
+    if wanted.store != "bookmarks" or not wanted.state_here:
+        return False
+    table = tables.by_name.get((BOOKMARKS_SCHEMA, wanted.state_table))
+    if table is not None and after.covers(table, tables):
+        return True
+    return after.all_tables or tables.schemas.get(BOOKMARKS_SCHEMA) in after.schemas
 
 
 def _join(content: Content, addition: _Addition, tables: Tables) -> Content:
@@ -222,7 +269,7 @@ def _join(content: Content, addition: _Addition, tables: Tables) -> Content:
     )
 
 
-def _without_identity(before: Content | None, after: Content, tables: Tables) -> dict[Table, list[Table]]:
+def without_identity(before: Content | None, after: Content, tables: Tables) -> dict[Table, list[Table]]:
     """Find the tables whose UPDATE or DELETE would begin to fail, each with the tables that lack the identity.
 
     The server looks at the identity of the leaf in which a row is; via the root, the root's own decides which columns
@@ -245,6 +292,20 @@ def _without_identity(before: Content | None, after: Content, tables: Tables) ->
         if lacking:
             broken[table] = lacking
     return broken
+
+
+def restricted_too_far(
+    conn: psycopg.Connection, publication: publications.Publication, after: Content
+) -> list[publications.Restriction]:
+    """Find the tables whose row filter or column list makes UPDATE and DELETE fail once these are published."""
+    changing = {"update", "delete"}
+    if not after.operations & changing or changing.intersection(publication.operations):
+        return []
+    return [
+        each
+        for each in publications.restrictions(conn, publication.oid)
+        if each.filter_beyond_identity or each.identity_beyond_list
+    ]
 
 
 def _refuse_unless_skipped(
@@ -270,7 +331,7 @@ def _list_instead(addition: _Addition, before: Content, broken: Iterable[Table],
     schemas = _all_schemas(tables) if addition.all_tables else addition.schemas
     candidates = list(addition.tables)
     if schemas:
-        candidates = [table for table in tables if table.schema in schemas_with_gaps & set(schemas)]
+        candidates += [table for table in tables if table.schema in schemas_with_gaps & set(schemas)]
     whole = tuple(schema for schema in schemas if schema not in schemas_with_gaps)
     covered = _join(before, _Addition(schemas=whole), tables)
     listed = _Addition(

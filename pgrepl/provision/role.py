@@ -10,7 +10,7 @@ from psycopg import sql
 from pgrepl.catalog import roles
 from pgrepl.names import quote_ident
 from pgrepl.provision.inventory import Session
-from pgrepl.provision.steps import Note, Statement, Step
+from pgrepl.provision.steps import Note, Statement, Status, Step
 from pgrepl.provision.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ def _replication(session: Session, name: str) -> Statement:
 
 
 def _replication_by_others(session: Session, name: str) -> Step:
-    return Step("role", "needs_superuser", name, "REPLICATION", (_replication(session, name),))
+    # Some managed services let their first user give it although the user has it not.
+    status: Status = "planned" if session.managed and session.create_role else "needs_superuser"
+    statement = _replication(session, name)
+    return Step("role", status, name, "REPLICATION", (statement,), "altered", attempt=status == "planned")
 
 
 def _grant_provider_role(provider_role: str, name: str) -> Statement:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-StepName = Literal["check", "role", "grant", "publication"]
-Status = Literal["created", "altered", "exists", "skipped", "planned", "needs_superuser"]
+StepName = Literal["check", "role", "grant", "publication", "schema", "migrations", "state", "slot"]
+Status = Literal["created", "altered", "dropped", "exists", "skipped", "planned", "needs_superuser"]
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,14 @@ class Statement:
     """One SQL statement.
 
     ``text`` is what is shown, and what psql can run. A statement that carries a secret has it in ``secret``, which is
-    run instead and never shown; its ``text`` is then a comment. ``locks`` are the OIDs of the tables that it locks.
+    run instead and never shown; its ``text`` is then a comment. ``locks`` are the OIDs of the tables that it locks, and
+    ``advisory`` is the key of the advisory lock that it takes.
     """
 
     text: str
     secret: str | None = field(default=None, repr=False)
     locks: tuple[int, ...] = ()
+    advisory: int | None = None
 
     @property
     def sql(self) -> str:
@@ -35,10 +37,11 @@ class Statement:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that setup takes care of: what it is about, how it stands, and the statements that are left to run.
+    """One thing to take care of: what it is about, how it stands, and the statements that are left to run.
 
     ``planned`` becomes ``outcome`` once its statements have run. ``needs_superuser`` is what the connected role may not
-    do. ``summary`` says in words for a person what the step is about.
+    do. ``summary`` says in words for a person what the step is about. ``attempt`` marks a planned step of which nobody
+    knows beforehand whether the connected role may do it: refused, it is undone and becomes ``needs_superuser``.
     """
 
     name: StepName
@@ -46,7 +49,8 @@ class Step:
     object: str
     summary: str
     statements: tuple[Statement, ...] = ()
-    outcome: Literal["created", "altered"] = "created"
+    outcome: Literal["created", "altered", "dropped"] = "created"
+    attempt: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,18 @@ class Note:
 
 @dataclass(frozen=True)
 class Plan:
-    """What setup found in ``database`` and what it would do, in the order in which it would do it."""
+    """What ``command`` found in ``database`` and what it would do, in the order in which it would do it.
+
+    ``system_identifier`` is the server's, None where the connected role may not see it. ``address`` is host and port of
+    a database other than the one that setup is for.
+    """
 
     database: str
     steps: tuple[Step, ...]
     notes: tuple[Note, ...] = ()
+    system_identifier: str | None = None
+    address: tuple[str, int] | None = None
+    command: str = "setup"
 
     def statements(self) -> Iterator[tuple[Step, Statement]]:
         """Give the statements to run, with their steps."""

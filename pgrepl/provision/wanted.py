@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pgrepl.errors import InputError
+from pgrepl.stores.tables import BOOKMARKS_SCHEMA, DEFAULT_BOOKMARKS, check_bookmarks_name
 
 DEFAULT_PUBLICATION = "pgsense_pub"
 OPERATIONS = ("insert", "update", "delete", "truncate")
-PARTS = ("check", "role", "publication")
+PARTS = ("check", "role", "publication", "schema", "migrations")
+STORES = ("memory", "postgres", "bookmarks")
 
-Part = Literal["check", "role", "publication"]
+Part = Literal["check", "role", "publication", "schema", "migrations"]
+Store = Literal["memory", "postgres", "bookmarks"]
 
 # NAMEDATALEN - 1: the server cuts a longer name off with no more than a notice, and then it is another name.
 _NAME_BYTES = 63
@@ -25,6 +28,10 @@ class Wanted:
     with none of them the publication must be there already and keeps its tables. ``publish`` and ``via_root`` are None
     where nothing was said: then an existing publication keeps what it has. ``only`` does one part alone; the checks
     come first in any case.
+
+    ``store`` is where the pipeline will keep its state, whose objects are made, too: with ``memory`` the functions that
+    pgsense-rs needs all the same; with None nothing is. The bookmarks are in the table ``state_table``, which is not in
+    this database when they are ``state_elsewhere``: then it is planned by ``plan_bookmarks``.
 
     Raises InputError for names that cannot be, and for wishes that exclude each other.
     """
@@ -41,6 +48,9 @@ class Wanted:
     via_root: bool | None = None
     skip_keyless: bool = False
     only: Part | None = None
+    store: Store | None = None
+    state_table: str = DEFAULT_BOOKMARKS
+    state_elsewhere: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.publication, "publication")
@@ -58,6 +68,13 @@ class Wanted:
             raise InputError(
                 "no password to set is given", hint="use --password-file, --password-prompt or PGREPL_ROLE_PASSWORD"
             )
+        if self.only == "migrations" and self.store != "postgres":
+            raise InputError("only the postgres store has migrations", hint="give --store postgres")
+        if self.only == "schema" and self.store is None:
+            raise InputError("no store is named", hint="name it with --store")
+        if self.store != "bookmarks" and (self.state_elsewhere or self.state_table != DEFAULT_BOOKMARKS):
+            raise InputError("--state-dsn and --state-table are for the bookmarks store", hint="give --store bookmarks")
+        check_bookmarks_name(self.state_table)
         if sum(map(bool, (self.tables, self.schemas, self.all_tables, self.literally_all))) > 1:
             raise InputError("--table, --in-schema, --all-tables and --literally-all exclude each other")
         if self.literally_all and self.skip_keyless:
@@ -75,6 +92,16 @@ class Wanted:
     def names_tables(self) -> bool:
         """Whether anything is said about what goes into the publication."""
         return bool(self.tables or self.schemas or self.all_tables or self.literally_all)
+
+    @property
+    def state_here(self) -> bool:
+        """Whether tables of the store will be in the database that is published, where nothing must publish them."""
+        return self.store == "postgres" or (self.store == "bookmarks" and not self.state_elsewhere)
+
+    def keeps_state_in(self, schema: str, table: str) -> bool:
+        """Whether a table holds state, be it what is wanted here or supabase/etl's, which may be there in any case."""
+        bookmarks = self.store == "bookmarks" and self.state_here
+        return schema == "etl" or (bookmarks and (schema, table) == (BOOKMARKS_SCHEMA, self.state_table))
 
 
 def _check_name(name: str, what: str) -> None:

@@ -56,6 +56,7 @@ class Receiver:
         self._ended = False
         self._closing = False
         self._ping = False
+        self._nudged = False
         self._last_status = time.monotonic()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -76,6 +77,12 @@ class Receiver:
         if position > self._confirmed:
             self._confirmed = position
 
+    def nudge(self) -> None:
+        """Make ``batch`` return early, for something else that the consumer has to see to."""
+        with self._lock:
+            self._nudged = True
+            self._lock.notify_all()
+
     def ask_for_keepalives(self) -> None:
         """Ask the server again and again how far it has read, for a consumer that waits for a position."""
         self._ping = True
@@ -88,8 +95,8 @@ class Receiver:
         or OperationError.
         """
         with self._lock:
-            if not self._batches and not self._ended:
-                self._lock.wait(timeout)
+            self._lock.wait_for(lambda: self._batches or self._ended or self._nudged, timeout)
+            self._nudged = False
             if self._batches:
                 payloads, size = self._batches.popleft()
                 full = self._bytes >= BUFFER_BYTES

@@ -1,4 +1,4 @@
-"""Dropping slots, and ending the sessions that hold them."""
+"""Creating and dropping slots, and ending the sessions that hold them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,52 @@ import time
 from typing import TYPE_CHECKING
 
 from pgrepl.errors import OperationError
+from pgrepl.lsn import Lsn
+from pgrepl.names import check_slot_name, quote_ident
 
 if TYPE_CHECKING:
     import psycopg
 
+    from pgrepl.replication.walsender import Waiting, Walsender
+
 _TERMINATE_SECONDS = 10.0
+_HAS_FAILOVER = 170000
 
 _TERMINATE = """
 SELECT s.active_pid, pg_terminate_backend(s.active_pid, %s)
 FROM pg_catalog.pg_replication_slots s
 WHERE s.slot_name = %s AND s.active_pid IS NOT NULL AND s.active_pid <> pg_backend_pid()
 """
+
+
+def create_slot(
+    walsender: Walsender,
+    name: str,
+    *,
+    failover: bool = False,
+    two_phase: bool = False,
+    waiting: Waiting | None = None,
+) -> Lsn:
+    """Create a logical slot that stays, for pgoutput, and return its consistent point: what commits later is streamed.
+
+    The server first waits until all transactions that run have ended; ``waiting`` is called meanwhile, and when it
+    raises, the creation is broken off and leaves nothing behind. Raises InputError for a name that no slot can have,
+    and OperationError: 42710 when there is such a slot, 53400 when none is free, 55000 when wal_level is too low or
+    ``failover`` is wanted on a standby, and without a code when it is wanted of a server below 17.
+    """
+    if failover and int(walsender.setting("server_version_num")) < _HAS_FAILOVER:
+        raise OperationError("slots that survive a failover need PostgreSQL 17 or newer", hint="leave out --failover")
+    options = ["SNAPSHOT 'nothing'", *["TWO_PHASE"] * two_phase, *["FAILOVER"] * failover]
+    command = f"CREATE_REPLICATION_SLOT {quote_ident(check_slot_name(name))} LOGICAL pgoutput ({', '.join(options)})"
+    try:
+        ((_, point, *_rest),) = walsender.query(command, waiting)
+    except OperationError:
+        raise
+    except BaseException:
+        walsender.cancel()
+        raise
+    assert point is not None
+    return Lsn.parse(point)
 
 
 def drop_slot(conn: psycopg.Connection, name: str, *, terminate: bool = False) -> list[int]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgrepl.conninfo import ConnectionTarget
 
 _WAIT_STEP = 0.25
+_CANCEL_SECONDS = 5.0
 
 # What takes time is told to the caller: how many seconds so far. It may raise to break the wait off.
 Waiting = Callable[[float], None]
@@ -81,6 +82,10 @@ class Walsender:
         """Close the connection; a temporary slot goes with it."""
         self._connection.close()
 
+    def cancel(self) -> None:
+        """Break off the command that runs: a walsender that waits does not see by itself that its client is gone."""
+        self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
+
     def query(self, command: str, waiting: Waiting | None = None) -> list[tuple[str | None, ...]]:
         """Send one command and return its rows as text.
 
@@ -107,28 +112,41 @@ class Walsender:
             raise OperationError(f"wal_sender_timeout has the unexpected value {text!r}")
         return int(match[1]) * {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, None: 0.001}[match[2]]
 
-    def create_temporary_slot(self, name: str, waiting: Waiting | None = None) -> CreatedSlot:
-        """Create a slot that lives as long as this connection, and export the snapshot that fits its consistent point.
+    def create_slot(self, name: str, *, temporary: bool, waiting: Waiting | None = None) -> CreatedSlot:
+        """Create a slot and export the snapshot that fits its consistent point.
 
-        The server waits for all running transactions to end. The snapshot can be imported until the next command.
+        A temporary one lives as long as this connection. The server waits for all running transactions to end. The
+        snapshot can be imported until the next command.
         """
         quoted = quote_ident(check_slot_name(name))
-        command = f"CREATE_REPLICATION_SLOT {quoted} TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export')"
+        kind = "TEMPORARY " if temporary else ""
+        command = f"CREATE_REPLICATION_SLOT {quoted} {kind}LOGICAL pgoutput (SNAPSHOT 'export')"
         ((slot, point, snapshot, _plugin),) = self.query(command, waiting)
         assert slot is not None
         assert point is not None
         return CreatedSlot(slot, Lsn.parse(point), snapshot)
 
-    def start_replication(self, slot: str, start: Lsn, publications: Sequence[str]) -> None:
-        """Begin to stream the slot from ``start`` in protocol version 1, logical messages included.
+    def drop_slot(self, name: str) -> None:
+        """Drop a slot, waiting for whoever lets go of it just now."""
+        self.query(f"DROP_REPLICATION_SLOT {quote_ident(name)} WAIT")
 
+    def start_replication(
+        self, slot: str, start: Lsn, publications: Sequence[str], *, protocol: int = 1, streaming: bool = False
+    ) -> None:
+        """Begin to stream the slot from ``start``, logical messages included.
+
+        With ``streaming``, which needs protocol version 2, large transactions come in blocks while they are still going
+        on; without it the server keeps them on its own disk until they commit. With it, 16 to 18 fail on a table that a
+        large transaction alters twice, the first time rolled back to a savepoint ("could not map filenumber …"): read
+        such a transaction without it.
         From here on the connection carries CopyData both ways, and is a Receiver's.
         """
         names = ",".join(quote_ident(name) for name in publications)
         literal = "'" + names.replace("'", "''") + "'"
         command = (
             f"START_REPLICATION SLOT {quote_ident(slot)} LOGICAL {start}"
-            f" (proto_version '1', publication_names {literal}, messages 'true')"
+            f" (proto_version '{protocol}', publication_names {literal}, messages 'true'"
+            + (", streaming 'on')" if streaming else ")")
         )
         if self._execute(command, None).status != pq.ExecStatus.COPY_BOTH:
             raise OperationError("unexpected answer to START_REPLICATION")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,11 @@ def run(duration: float, rows: int, *, output: BinaryIO, say: Callable[[str], No
         remove_directory(directory)
 
 
+def _op_shown(line: bytes) -> str:
+    """Find the op at the beginning of a line for people, behind its colour."""
+    return re.sub(r"\x1b\[\d+m", "", line.decode()).split(" ", 1)[0]
+
+
 class _Commands:
     """pgrepl's commands, run as anyone would run them, on one server and with none of the user's settings."""
 
@@ -89,13 +95,23 @@ class _Commands:
     def tail(self, say: Callable[[str], None], duration: float, output: BinaryIO) -> Summary:
         """Run tail as the role that setup made, while the shop is at work, and count what it prints."""
         self._environment["PGREPL_DSN"] = make_conninfo(self._dsn, user=ROLE)
-        arguments = ("tail", PUBLICATION, "--for", f"{duration:g}s")
+        arguments: tuple[str, ...] = ("tail", PUBLICATION, "--for", f"{duration:g}s")
+        at_terminal = output.isatty()
+        if at_terminal:
+            # tail writes to us and so would not know; its live line would stand between the lines.
+            arguments += (
+                "--no-progress",
+                "--format",
+                "pretty",
+                "--color",
+                "never" if os.environ.get("NO_COLOR") else "always",
+            )
         events: Counter[str] = Counter()
         started = time.monotonic()
         with self._started(say, arguments, stdout=subprocess.PIPE) as process, self._shop_at_work(duration):
             assert process.stdout is not None
             for line in process.stdout:
-                events[json.loads(line)["op"]] += 1
+                events[_op_shown(line) if at_terminal else json.loads(line)["op"]] += 1
                 output.write(line)
                 output.flush()
             process.wait()

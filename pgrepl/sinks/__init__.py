@@ -8,18 +8,21 @@ from pgrepl.lsn import Lsn
 
 
 class Sink(Protocol):
-    """Somewhere to write events; it knows up to which position everything it was given is durable.
+    """Somewhere to write lines; it knows up to which position what it was given is durable.
 
-    ``write`` takes whole lines and may block. ``position`` marks that everything before an LSN has been written, and
-    comes only between transactions. ``durable`` is the last such mark whose bytes survive what the sink promises to
-    survive.
+    ``write`` takes whole lines and may block. ``mark`` says that the first ``written`` bytes of this run hold every
+    transaction before ``position`` whole, and of later ones nothing that counts. ``durable`` is the position of the
+    last mark that survives what the sink promises to survive.
     """
 
     def write(self, data: bytes) -> None: ...
 
-    def position(self, lsn: Lsn) -> None: ...
+    def mark(self, written: int, position: Lsn) -> None: ...
 
     def durable(self) -> Lsn: ...
+
+    def sync(self) -> None:
+        """Make everything up to the last mark durable now."""
 
     def tick(self) -> None:
         """Do what is due by now; called at least several times a second while nothing else is."""

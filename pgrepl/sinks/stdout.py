@@ -23,13 +23,16 @@ class StdoutSink:
         while rest:
             rest = rest[os.write(self._fd, rest) :]
 
-    def position(self, lsn: Lsn) -> None:
-        """Mark that everything before ``lsn`` has been written."""
-        self._position = lsn
+    def mark(self, written: int, position: Lsn) -> None:
+        """Take note that everything before ``position`` has been written."""
+        self._position = position
 
     def durable(self) -> Lsn:
         """The last mark."""
         return self._position
+
+    def sync(self) -> None:
+        """Nothing is left to do."""
 
     def tick(self) -> None:
         """Nothing is ever due."""

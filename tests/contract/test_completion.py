@@ -70,7 +70,9 @@ def test_commands_options_and_choices() -> None:
     assert complete("pgrepl sl", "zsh")[0].startswith("plain\tslots\tShow replication slots")
 
 
-@pytest.mark.parametrize("command", ["tail", "doctor", "setup"])
+@pytest.mark.parametrize(
+    "command", ["tail", "doctor", "setup", *(f"publications {verb}" for verb in ("show", "coverage", "add", "remove"))]
+)
 def test_publications_of_the_server_that_the_line_means(database: Database, command: str, tmp_path: Path) -> None:
     dsn = database.dsn()
     config = tmp_path / "some config.toml"

@@ -24,7 +24,15 @@ UNREADABLE = [
     f"host=h passwd={SECRET}",
     f"password {SECRET}",
 ]
-CONNECTING = ["doctor", "doctor --json", "setup --yes", "slots list", "slots drop s --yes", "tail pub"]
+CONNECTING = [
+    "doctor",
+    "doctor --json",
+    "setup --yes",
+    "slots list",
+    "slots drop s --yes",
+    "publications coverage pub --table a.b",
+    "tail pub",
+]
 
 
 def assert_secret(*arguments: str, code: int, **environment: str) -> None:

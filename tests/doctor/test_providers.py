@@ -74,8 +74,8 @@ def test_a_setting_of_ours_is_reloaded_or_waits_for_a_restart() -> None:
 
 def test_cloud_sql_publishes_no_whole_schemas(database18: Database) -> None:
     database18.psql(
-        "CREATE SCHEMA etl; CREATE TABLE etl.replication_state (id int PRIMARY KEY); CREATE TABLE a (x int PRIMARY KEY);"
-        "CREATE PUBLICATION p FOR ALL TABLES; CREATE ROLE maker LOGIN"
+        "CREATE SCHEMA etl; CREATE TABLE etl.replication_state (id int PRIMARY KEY);"
+        "CREATE TABLE a (x int PRIMARY KEY); CREATE PUBLICATION p FOR ALL TABLES; CREATE ROLE maker LOGIN"
     )
     fix = one(examine(database18, "p", provider="cloudsql"), "pub.excludes_state").fix
     assert "TABLES IN SCHEMA" not in fix[0].text

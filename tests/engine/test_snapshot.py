@@ -16,6 +16,7 @@ from pgrepl.connection import connect
 from pgrepl.engine import snapshot as snapshot_module
 from pgrepl.engine.pipeline import Options, Pipeline
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
+from pgrepl.engine.units import Unit
 from pgrepl.formats.json import JsonLines
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import Walsender
@@ -57,7 +58,8 @@ def imported(database: Database, name: str, user: str = "postgres") -> Iterator[
 
 
 def copied(snapshot: Snapshot, tables: list[PublishedTable]) -> list[tuple[Any, ...]]:
-    return [row for table in tables for rows in snapshot.copy(table) for row in rows]
+    units = snapshot.units(tables)
+    return [row for table in tables for unit in units[table.oid] for rows in snapshot.read(unit) for row in rows]
 
 
 REPLACED: list[tuple[str, LiteralString]] = [
@@ -186,15 +188,19 @@ class _Sink:
 
     def __init__(self) -> None:
         self.data = b""
+        self._position = Lsn(0)
 
     def write(self, data: bytes) -> None:
         self.data += data
 
-    def position(self, lsn: Lsn) -> None:
-        pass
+    def mark(self, written: int, position: Lsn) -> None:
+        self._position = position
 
     def durable(self) -> Lsn:
-        return Lsn(0)
+        return self._position
+
+    def sync(self) -> None:
+        pass
 
     def tick(self) -> None:
         pass
@@ -254,15 +260,15 @@ def test_the_pipeline_takes_a_new_snapshot(table: Database, monkeypatch: pytest.
 
 def test_a_copy_that_turns_out_unusable_is_a_new_attempt(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     table.psql("CREATE ROLE app LOGIN REPLICATION; GRANT SELECT (id, a) ON t TO app")
-    copy = Snapshot.copy
+    read = Snapshot.read
     changes = iter(["TRUNCATE t; INSERT INTO t VALUES (7, 'x')"])
 
-    def late(snapshot: Snapshot, published: PublishedTable) -> Iterator[Any]:
+    def late(snapshot: Snapshot, unit: Unit) -> Iterator[Any]:
         for change in changes:
             table.psql(change)
-        return copy(snapshot, published)
+        return read(snapshot, unit)
 
-    monkeypatch.setattr(Snapshot, "copy", late)
+    monkeypatch.setattr(Snapshot, "read", late)
     events, warnings = run(table, "app")
     assert len(warnings) == 1
     # Whatever was written of the first attempt has no end.
@@ -276,14 +282,14 @@ def test_a_copy_that_turns_out_unusable_is_a_new_attempt(table: Database, monkey
 def test_a_publication_that_changes_meanwhile(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read before the slot and as the snapshot sees it, it must be the same."""
     changes = iter(["ALTER PUBLICATION pub SET TABLE t (id)"])
-    create = Walsender.create_temporary_slot
+    create = Walsender.create_slot
 
-    def late(walsender: Any, *arguments: Any) -> Any:
+    def late(walsender: Any, *arguments: Any, **options: Any) -> Any:
         for change in changes:
             table.psql(change)
-        return create(walsender, *arguments)
+        return create(walsender, *arguments, **options)
 
-    monkeypatch.setattr(Walsender, "create_temporary_slot", late)
+    monkeypatch.setattr(Walsender, "create_slot", late)
     events, warnings = run(table)
     assert warnings == ["the publication was changed while the snapshot was taken; the copy begins again"]
     assert [event["new"] for event in events if event["op"] == "read"] == [{"id": 1}, {"id": 2}]

@@ -18,6 +18,7 @@ from pgrepl.pgoutput.messages import (
     Message,
     Origin,
     Relation,
+    StreamAbort,
     Truncate,
     TupleData,
     Type,
@@ -52,6 +53,8 @@ def encode(message: AnyMessage) -> bytes:
             return b"T" + pack(f">ib{len(oids)}I", len(oids), cascade | restart_identity << 1, *oids)
         case Message(transactional, lsn, prefix, content):
             return b"M" + pack(">bQ", transactional, lsn) + _string(prefix) + pack(">i", len(content)) + content
+        case StreamAbort(xid, subxid):
+            return b"A" + pack(">II", xid, subxid)
 
 
 def _string(text: str) -> bytes:
@@ -102,5 +105,6 @@ messages: st.SearchStrategy[AnyMessage] = st.one_of(
     st.builds(Update, _oids, _old_kinds, _rows, _rows),
     st.builds(Delete, _oids, _old_kinds, _rows),
     st.builds(Truncate, st.lists(_oids).map(tuple), st.booleans(), st.booleans()),
+    st.builds(StreamAbort, _oids, _oids),
     st.builds(Message, st.booleans(), _lsns, _names, st.binary()),
 )

@@ -20,6 +20,7 @@ from pgrepl.pgoutput.messages import (
     Delete,
     Insert,
     Relation,
+    StreamAbort,
     Truncate,
     Update,
 )
@@ -50,6 +51,8 @@ VECTORS: dict[str, AnyMessage] = {
     "55 00004027 4b 0003 74 00000001 31 6e 6e 4e 0003 74 00000001 32 75 74 00000001 32": Update(
         0x4027, "key", (b"1", None, None), (b"2", UNCHANGED, b"2")
     ),
+    # From a server of version 18, between transactions.
+    "41 000003d6 00000408": StreamAbort(982, 1032),
     "54 00000001 00 00004027": Truncate((0x4027,), False, False),
     "52 00004009 7075626c696300 743200 66 0003"
     " 01 696400 00000017 ffffffff 01 6100 00000019 ffffffff 01 6200 00000019 ffffffff": Relation(
@@ -151,7 +154,7 @@ def test_any_bytes(data: bytes) -> None:
     only_message_or_protocol_error(data)
 
 
-@given(st.sampled_from(b"BCOYRIUDTM"), st.binary(max_size=80))
+@given(st.sampled_from(b"BCOYRIUDTMA"), st.binary(max_size=80))
 def test_any_bytes_after_a_known_tag(tag: int, data: bytes) -> None:
     only_message_or_protocol_error(bytes([tag]) + data)
 

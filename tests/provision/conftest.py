@@ -16,15 +16,25 @@ from tests.servers.server import Server
 @pytest.fixture
 def setup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
     """The command; no configuration of the developer's is read."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    return _command("setup", capsys, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def teardown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setup:
+    """The way back, likewise."""
+    return _command("teardown", capsys, monkeypatch, tmp_path)
+
+
+def _command(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, directory: Path) -> Setup:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(directory))
+    monkeypatch.chdir(directory)
 
     def run(
         database: Database, *arguments: str, user: str = Server.superuser, yes: bool = True, as_json: bool = True
     ) -> Outcome:
         options = [*(["--yes"] if yes else []), *(["--json"] if as_json else [])]
         capsys.readouterr()
-        code = main.run(["setup", "-d", database.dsn(user), *options, *arguments])
+        code = main.run([name, "-d", database.dsn(user), *options, *arguments])
         return Outcome(code, *capsys.readouterr())
 
     return run

@@ -42,7 +42,9 @@ class Outcome:
 
 
 class Setup(Protocol):
-    """Run ``pgrepl setup`` with these arguments in a database, by default as superuser, with --yes and --json."""
+    """Run ``pgrepl setup`` or ``teardown`` with these arguments in a database, by default as superuser, with --yes and
+    --json.
+    """
 
     def __call__(
         self, database: Database, *arguments: str, user: str = ..., yes: bool = ..., as_json: bool = ...
@@ -72,11 +74,25 @@ _CATALOG = {
         SELECT p.pubname, n.pnnspid::regnamespace::text
         FROM pg_publication_namespace n JOIN pg_publication p ON p.oid = n.pnpubid""",
     "published": "SELECT pubname, schemaname, tablename FROM pg_publication_tables",
-    "database": "SELECT datacl::text FROM pg_database WHERE datname = current_database()",
-    "schemas": "SELECT nspname, nspacl::text FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'",
+    "database": """
+        SELECT coalesce(datacl, acldefault('d', datdba))::text FROM pg_database WHERE datname = current_database()""",
+    "schemas": """
+        SELECT nspname, coalesce(nspacl, acldefault('n', nspowner))::text
+        FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'""",
     "tables": """
-        SELECT oid::regclass::text, relacl::text, relreplident
+        SELECT oid::regclass::text, coalesce(relacl, acldefault('r', relowner))::text, relreplident
         FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384""",
+    "functions": """
+        SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner), p.prosrc,
+               coalesce(p.proacl, acldefault('f', p.proowner))::text
+        FROM pg_proc p WHERE p.oid >= 16384""",
+    "relations": """
+        SELECT c.oid::regclass::text, c.relkind, pg_get_userbyid(c.relowner)
+        FROM pg_class c
+        WHERE c.oid >= 16384 AND c.relkind NOT IN ('t', 'c') AND c.relnamespace <> 'pg_toast'::regnamespace""",
+    "types": "SELECT oid::regtype::text, pg_get_userbyid(typowner) FROM pg_type WHERE oid >= 16384",
+    "event triggers": "SELECT evtname, pg_get_userbyid(evtowner), evtfoid::regproc::text FROM pg_event_trigger",
+    "slots": "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()",
     "defaults": """
         SELECT pg_get_userbyid(defaclrole), defaclnamespace::regnamespace::text, defaclobjtype, defaclacl::text
         FROM pg_default_acl""",

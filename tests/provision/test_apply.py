@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from pgrepl import migrations, provision
+from pgrepl.errors import OperationError
+from pgrepl.provision.wanted import Store
 from tests.conftest import NewServer
 from tests.provision.shop import SHOP, Setup, catalog
 from tests.servers.database import Database, fresh_database
@@ -21,6 +26,43 @@ def test_failure_half_way_leaves_the_server_as_it_was(shop: Database, setup: Set
     assert "not today" in outcome.err
     assert "nothing was changed" in outcome.err
     assert catalog(shop) == before
+
+
+@pytest.mark.parametrize("store", ["memory", "postgres", "bookmarks"])
+def test_failure_of_any_statement_leaves_the_server_as_it_was(shop: Database, store: Store) -> None:
+    wanted = provision.Wanted("pub", "cdc", password="p", schemas=("shop",), store=store)
+    with shop.connect() as conn:
+        conn.execute("SET search_path TO ''")
+        planned = provision.plan(conn, wanted)
+        before = catalog(shop)
+        places = [
+            (number, place)
+            for number, step in enumerate(planned.steps)
+            if step.status == "planned"
+            for place in range(len(step.statements))
+        ]
+        assert len(places) >= 8
+        for number, place in places:
+            step = planned.steps[number]
+            statements = list(step.statements)
+            statements[place] = provision.Statement("SELECT 1 / 0")
+            steps = list(planned.steps)
+            steps[number] = replace(step, statements=tuple(statements))
+            with pytest.raises(OperationError, match="division by zero"):
+                provision.apply(conn, replace(planned, steps=tuple(steps)))
+            assert catalog(shop) == before
+        assert not provision.apply(conn, planned).left_out
+
+
+def test_lock_of_the_migrations_names_its_holder(shop18: Database, setup: Setup) -> None:
+    before = catalog(shop18)
+    with shop18.connect(application_name="other sqlx") as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [migrations.lock_key(shop18.name)])
+        outcome = setup(shop18, "pub", "--all-tables", "--store", "postgres", "--lock-timeout", "100ms")
+        assert outcome.code == 1
+        assert "application other sqlx) holds the lock of the migrations" in outcome.err
+        assert catalog(shop18) == before
+    assert setup(shop18, "pub", "--all-tables", "--store", "postgres").code == 0
 
 
 def test_lock_timeout_names_the_blocker(shop: Database, setup: Setup) -> None:

@@ -38,7 +38,15 @@ NOWHERE = ["setup", "-d", "host=/nonexistent dbname=none user=none"]
         (["--yes", "--publish", "insert,upsert"], "'upsert' cannot be published"),
         (["--yes", "--publish", ""], "no operation"),
         (["--yes", "--table", "orders"], "is not a table's name"),
-        (["--yes", "--only", "schema"], "--only"),
+        (["--yes", "--only", "everything"], "--only"),
+        (["--yes", "--only", "schema"], "no store is named"),
+        (["--yes", "--only", "migrations", "--store", "memory"], "only the postgres store has migrations"),
+        (["--yes", "--store", "redis"], "--store"),
+        (["--yes", "--store", "postgres", "--state-table", "x"], "are for the bookmarks store"),
+        (["--yes", "--state-dsn", "dbname=x"], "are for the bookmarks store"),
+        (["--yes", "--store", "bookmarks", "--state-dsn", "dbname"], "--state-dsn cannot be read"),
+        (["--yes", "--store", "bookmarks", "--state-table", "a.b"], "has '.' in it"),
+        (["--yes", "--store", "bookmarks", "--state-table", "x" * 64], "longer than 63 bytes"),
         (["--yes", "--lock-timeout", "soon"], "is not a duration"),
     ],
 )
@@ -66,6 +74,21 @@ def test_publication_of_the_configuration(shop18: Database, setup: Setup, tmp_pa
     )
     assert main.run(["setup", "-c", str(file), "--table", "shop.orders", "--yes"]) == 0
     assert [name for name, *_ in catalog(shop18)["publications"]] == ["configured"]
+
+
+def test_store_of_the_configuration(shop18: Database, setup: Setup, tmp_path: Path) -> None:
+    file = tmp_path / "pgrepl.toml"
+    server = shop18.server
+    file.write_text(
+        f'[pipeline]\nstore = "bookmarks"\nstate_table = "marks"\n'
+        f'[[databases]]\nhost = "127.0.0.1"\nport = {server.port}\ndbname = "{shop18.name}"\n'
+        f'password = "{server.password}"\n',
+        encoding="utf-8",
+    )
+    assert main.run(["setup", "pub", "-c", str(file), "--table", "shop.orders", "--yes"]) == 0
+    assert ("marks", "r", "postgres") in [
+        (name.rpartition(".")[2], kind, owner) for name, kind, owner in catalog(shop18)["relations"]
+    ]
 
 
 def test_prints_one_line_for_each_step(shop18: Database, setup: Setup) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,23 @@ def reader(database: Database, name: str) -> Iterator[Walsender]:
         yield walsender
     finally:
         walsender.close()
+
+
+def keep_state(database: Database, *pipelines: int) -> None:
+    """Make etl.replication_state, as far as it matters here, with a row of each pipeline."""
+    with database.connect() as conn:
+        conn.execute("CREATE SCHEMA etl")
+        conn.execute("CREATE TABLE etl.replication_state (pipeline_id bigint NOT NULL, table_id oid NOT NULL)")
+        for pipeline in pipelines:
+            conn.execute("INSERT INTO etl.replication_state VALUES (%s, 1)", [pipeline])
+
+
+def configuration(directory: Path, *identities: str) -> str:
+    """Write a configuration file with a database for each ``host/dbname``."""
+    path = directory / "pgrepl.toml"
+    entries = [
+        f'[[databases]]\nname = "d{number}"\nhost = "{host}"\ndbname = "{dbname}"\n'
+        for number, (host, dbname) in enumerate(identity.split("/") for identity in identities)
+    ]
+    path.write_text("".join(entries), encoding="utf-8")
+    return str(path)

@@ -14,7 +14,7 @@ from pgrepl.catalog.slots import Slot
 from pgrepl.errors import OperationError
 from pgrepl.replication.slots import drop_slot, terminate_holder
 from pgrepl.units import duration_text, size_text
-from tests.command import eventually, pgrepl_at_terminal
+from tests.command import eventually, pgrepl, pgrepl_at_terminal
 from tests.conftest import NewServer
 from tests.servers.database import Database
 from tests.servers.server import Server
@@ -126,20 +126,50 @@ def test_a_slot_that_waits_for_a_long_transaction_is_being_created(database: Dat
         with database.connect() as conn:
             conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
 
-    with database.connect() as blocker:
+    database.psql("CREATE ROLE onlooker LOGIN")
+    with database.connect(application_name="monthly report") as blocker:
+        pid = blocker.info.backend_pid
         blocker.execute("BEGIN")
         blocker.execute("SELECT pg_current_xact_id()")
         creating = threading.Thread(target=create)
         creating.start()
-        eventually(lambda: (slot := look(database, name)) is not None and slot.active)
+        eventually(lambda: (slot := look(database, name)) is not None and bool(slot.blockers))
         slot = seen(database, name)
+        with database.connect("onlooker") as conn:
+            (unprivileged,) = [other for other in slots.all_of(conn) if other.name == name]
+        table = pgrepl("slots", "list", "-d", database.dsn()).stdout
         blocker.execute("ROLLBACK")
         creating.join()
     assert slot.confirmed_flush_lsn is None
     assert slot.verdict.level == "warn"
     assert slot.holder is not None
-    assert f"being created by pid {slot.holder.pid}" in slot.verdict.text
+    assert slot.verdict.text.startswith(
+        f"being created by pid {slot.holder.pid}, which waits for pid {pid} (postgres, monthly report, idle in"
+    )
+    assert "SELECT pg_current_xact_id()" in slot.verdict.text
+    assert slot.verdict.text in table
+    # Who may not see what others do sees at least who it is.
+    assert unprivileged.verdict.level == "warn"
+    assert f"waits for pid {pid} (postgres, monthly report)" in unprivileged.verdict.text
+    assert "insufficient" not in unprivileged.verdict.text
     assert "inactive" in seen(database, name).verdict.text
+
+
+def test_a_slot_that_waits_for_a_prepared_transaction_names_it(database: Database, name: str) -> None:
+    def create() -> None:
+        with database.connect() as conn:
+            conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [name])
+
+    database.psql(f"BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION '{name}'")
+    creating = threading.Thread(target=create)
+    creating.start()
+    try:
+        eventually(lambda: (slot := look(database, name)) is not None and bool(slot.blockers))
+        text = seen(database, name).verdict.text
+    finally:
+        database.psql(f"ROLLBACK PREPARED '{name}'")
+        creating.join()
+    assert f"waits for prepared transaction '{name}' of postgres" in text
 
 
 def _write_wal(database: Database, segments: int) -> None:

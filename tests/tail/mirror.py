@@ -44,7 +44,8 @@ class Mirror:
     def __init__(self) -> None:
         self.keyed: dict[str, dict[str, dict[str, Any]]] = {}
         self.keyless: Counter[str] = Counter()
-        self.last: tuple[int, int, int] = (0, 0, -1)
+        # The last change of each table; while others are copied a table may be ahead of them.
+        self.last: dict[str, tuple[int, int, int]] = {}
 
     def apply(self, lines: Iterable[dict[str, Any]]) -> Mirror:
         """Apply events in the order in which they were printed."""
@@ -61,11 +62,13 @@ class Mirror:
             self._clear(line["table"])
         elif op in ("insert", "update", "delete", "read"):
             self._row(op, line["table"], line)
-        if "commit_lsn" in line:
+        if "commit_lsn" in line and op != "message":
             high, low = (int(half, 16) for half in line["commit_lsn"].split("/"))
             place = (high, low, line["seq"])
-            assert place > self.last or op == "schema", f"{place} after {self.last}"
-            self.last = place
+            for table in line.get("tables", [line]):
+                last = self.last.get(table["table"], (0, 0, -1))
+                assert place > last or op == "schema", f"{place} after {last}: {line}"
+                self.last[table["table"]] = place
 
     def _clear(self, table: str) -> None:
         if table == "keyless":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ _MARK = "test mark"
 class Stream:
     """``changes`` runs SQL and gives the events that it brought about; ``before`` are the events before all that."""
 
-    def __init__(self, tail: Tail, connection: psycopg.Connection, marks: Iterator[int], before: list[Event]) -> None:
+    def __init__(
+        self, tail: Tail, connection: psycopg.Connection, marks: Iterator[int], before: list[Event], seen: int
+    ) -> None:
         self.tail = tail
         self.before = before
         self._connection = connection
         self._marks = marks
-        self._seen = len(before) + 1
+        self._seen = seen
 
     def changes(self, *transactions: LiteralString) -> list[Event]:
         """Run SQL, each string as a transaction of its own, and give the events that were printed for it."""
@@ -47,9 +50,21 @@ def streaming(database: Database, *options: str, publication: str = "pub", user:
         Tail(publication, *options, dsn=database.dsn(user)) as tail,
     ):
         wait_for_slot(connection, tail)
+        if "never" not in options:
+            # The stream runs beside the copies, whose rows are not to be taken for what a change brought about.
+            said = tail.until_stderr("snapshot: ")
+            tables = re.search(r"snapshot: (\d+) ", said)
+            assert tables is not None
+            tail.until_op("snapshot_end", int(tables[1]))
         marks = count(1)
         before = _until_mark(tail, connection, marks)[:-1]
-        yield Stream(tail, connection, marks, [event for event in before if not _is_mark(event)])
+        seen = len(before) + 1
+        # Tables are copied side by side, and come in any order.
+        before = sorted(
+            (event for event in before if not _is_mark(event)),
+            key=lambda event: (event.get("schema"), event.get("table")),
+        )
+        yield Stream(tail, connection, marks, before, seen)
 
 
 def wait_for_slot(connection: psycopg.Connection, tail: Tail, seconds: float = PATIENCE) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def test_copy_that_is_cut_begins_again_as_another_attempt(database18: Database, 
     with database18.connect() as connection, Tail("p", dsn=database18.dsn(), read=False) as tail:
         # The pipe is full, so the copy stands in the middle.
         tail.until_stderr("snapshot: 1 table")
-        _wait(lambda: _copying(connection), "the copy to begin")
+        _wait(lambda: bool(select.select([tail.pipe], [], [], 0)[0]), "the first lines")
         connection.execute("UPDATE t SET filler = 'changed' WHERE id <= 10")
         _terminate(connection, victim)
         tail.read_on()

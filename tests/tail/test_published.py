@@ -86,7 +86,7 @@ def test_inheritance(database: Database) -> None:
     """)
     with streaming(database) as stream:
         events = stream.changes("INSERT INTO parent VALUES (3); INSERT INTO child VALUES (4, 'y')")
-    assert rows(stream.before + events) == [
+    assert sorted(rows(stream.before), key=str) + rows(events) == [
         ("read", "child", {"id": 2, "extra": "x"}),
         ("read", "parent", {"id": 1}),
         ("insert", "parent", {"id": 3}),
@@ -217,7 +217,7 @@ def test_excluded_tables_count(database: Database) -> None:
 
 
 def test_state_tables_are_never_printed(database18: Database) -> None:
-    """Under FOR ALL TABLES those of the schema etl are left out, and tables that come later are printed."""
+    """Under FOR ALL TABLES those of the schema etl are left out, and tables that come later are copied."""
     database18.psql("""
         CREATE SCHEMA etl; CREATE TABLE etl.replication_state (id int PRIMARY KEY);
         CREATE TABLE t (id int PRIMARY KEY);
@@ -231,8 +231,12 @@ def test_state_tables_are_never_printed(database18: Database) -> None:
             "CREATE TABLE etl.later (id int PRIMARY KEY); INSERT INTO etl.later VALUES (1)",
             "CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1)",
         )
-        stream.tail.until_stderr("public.later was not there when the snapshot was taken")
-    assert [(event["table"], event["seq"]) for event in events] == [("t", 1), ("later", 0)]
+        stream.tail.until(lambda event: event["op"] == "snapshot_end" and event["table"] == "later")
+        late = [event for event in stream.tail.events if event.get("table") == "later"]
+        assert [event["op"] for event in late] == ["snapshot_begin", "read", "snapshot_end"]
+        assert rows(stream.changes("INSERT INTO later VALUES (2)"))[-1] == ("insert", "later", {"id": 2})
+    assert [(event["table"], event["seq"]) for event in events if event["op"] == "insert"] == [("t", 1)]
+    assert "etl" not in {event.get("schema") for event in stream.tail.events}
 
 
 def test_a_table_of_a_published_schema(database18: Database) -> None:
@@ -301,6 +305,6 @@ def test_many_tables_and_an_empty_one(database18: Database) -> None:
     finished = run_tail("pub", "--snapshot", "only", dsn=database18.dsn())
     assert finished.code == 0, finished.stderr
     begun = [event["table"] for event in finished.events if event["op"] == "snapshot_begin"]
-    assert begun == [event["table"] for event in finished.events if event["op"] == "snapshot_end"] == sorted(begun)
-    assert len(begun) == 201
+    assert sorted(begun) == sorted(event["table"] for event in finished.events if event["op"] == "snapshot_end")
+    assert len(set(begun)) == 201
     assert [event["new"] for event in finished.events if event["op"] == "read"] == [{}, {}]

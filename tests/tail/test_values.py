@@ -281,16 +281,16 @@ def test_large_values(database: Database) -> None:
     database.psql("""
         CREATE TABLE t (id int PRIMARY KEY, body text, bytes bytea, list text[], document jsonb);
         INSERT INTO t SELECT n, repeat('ü🐘"\\' || chr(10), 100000), decode(repeat('00ff', 250000), 'hex'),
-                             array_fill('a "b"'::text, ARRAY[100000]), jsonb_build_object('k', repeat('v: ', 300000))
-          FROM generate_series(1, 3) n;
+                             array_fill('a "b"'::text, ARRAY[30000]), jsonb_build_object('k', repeat('v: ', 300000))
+          FROM generate_series(1, 2) n;
     """)
     reads = sorted(both_ways(database, "t"))
     row = json.loads(b"{" + reads[0] + b"}")["new"]
     assert row["body"] == 'ü🐘"\\\n' * 100_000
     assert row["bytes"] == "\\x" + "00ff" * 250_000
-    assert row["list"] == ['a "b"'] * 100_000
+    assert row["list"] == ['a "b"'] * 30_000
     assert row["document"] == {"k": "v: " * 300_000}
-    assert len(reads) == 3
+    assert len(reads) == 2
 
 
 def test_every_byte_of_text(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from pgrepl.catalog import roles
@@ -187,7 +188,8 @@ class Superuser(Check):
 
     Risk: whoever gets hold of the reader's password owns the server.
 
-    Fix: a role of its own, made with ``pgrepl setup --role``; or take SUPERUSER away, which initdb's own role keeps.
+    Fix: a role of its own, made with ``pgrepl setup --role``; or let setup grant what is needed, and then take
+    SUPERUSER away, which initdb's own role keeps.
 
     See: https://www.postgresql.org/docs/current/role-attributes.html
     """
@@ -205,7 +207,9 @@ class Superuser(Check):
             return
         fix = [Fix("command", "pgrepl setup --role cdc")]
         if not account.bootstrap:
-            fix = [Fix("sql", f"ALTER ROLE {quote_ident(name)} NOSUPERUSER REPLICATION;")]
+            # Not as SQL that somebody pipes into psql: without the grants a stream that runs would break.
+            taken = f"ALTER ROLE {quote_ident(name)} NOSUPERUSER REPLICATION"
+            fix = [Fix("command", f"pgrepl setup --role {shlex.quote(name)}"), Fix("action", f"and then {taken}")]
         # Who only looks around as a superuser has not said that this is the role to stay.
         yield self.finding(
             Status.INFO if context.wanted.role is None else Status.WARN,

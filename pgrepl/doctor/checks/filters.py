@@ -231,16 +231,16 @@ class GeneratedColumns(Check):
             for leaf in context.leaves_of(entry):
                 virtual = [column.name for column in leaf.columns if column.generated == "v"]
                 stored = [column.name for column in leaf.columns if column.generated == "s"]
-                if publication.generated == "stored" and entry.listed is None:
+                if publication.generated_columns == "stored" and entry.listed is None:
                     stored = []
-                elif publication.generated is not None and entry.listed is not None:
+                elif publication.generated_columns is not None and entry.listed is not None:
                     stored = [name for name in stored if name not in entry.listed]
                 if not virtual and not stored:
                     continue
                 fine = False
                 changes = _changes(context, entry)
                 breaks = (
-                    publication.generated is not None
+                    publication.generated_columns is not None
                     and bool(changes)
                     and bool(set(virtual + stored) & set(leaf.identity_columns))
                 )
@@ -261,7 +261,7 @@ class GeneratedColumns(Check):
         context: Context, entry: Entry, leaf: Leaf, stored: list[str], virtual: list[str], breaks: bool
     ) -> list[Fix]:
         fix = []
-        if stored and context.publication(entry.publication).generated is None:
+        if stored and context.publication(entry.publication).generated_columns is None:
             fix.append(Fix("action", "compute it from the other columns, or upgrade to 18, which can publish it"))
         elif stored and entry.listed is not None:
             fix.append(_publish_again(entry, [*entry.listed, *stored]))

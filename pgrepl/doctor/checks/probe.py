@@ -60,7 +60,7 @@ class EndToEnd(Check):
         try:
             name = f"pgrepl_tmp_{walsender.pid}_{secrets.token_hex(4)}"
             began = time.monotonic()
-            walsender.create_temporary_slot(name, _at_most(_SECONDS))
+            walsender.create_slot(name, temporary=True, waiting=_at_most(_SECONDS))
             made = time.monotonic()
             # Messages are part of no publication, but it has to be there when others write meanwhile.
             walsender.start_replication(name, Lsn(0), [publication])

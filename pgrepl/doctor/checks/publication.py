@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from pgrepl.catalog import coverage
-from pgrepl.catalog.leaves import Entry
+from pgrepl.catalog import coverage, roles
+from pgrepl.catalog.leaves import Entry, Root
 from pgrepl.catalog.origin import BOOKMARKS
 from pgrepl.catalog.publications import Publication
 from pgrepl.doctor.check import Check
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
 from pgrepl.names import quote_ident
+
+_NAMED = 3
 
 
 class Exists(Check):
@@ -153,11 +155,13 @@ class Covers(Check):
                 fine = False
                 ready = [table for table in left if table.oid in usable]
                 names = ", ".join(f"{quote_ident(table.schema)}.{quote_ident(table.name)}" for table in ready)
+                shown = [f"{table.schema}.{table.name}" for table in left]
+                some = ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
                 yield self.finding(
                     Status.INFO,
-                    f"{len(left)} of the tables in {', '.join(sorted(schemas))} {'is' if len(left) == 1 else 'are'} not"
-                    f" in {publication.name}",
-                    {"tables": [f"{table.schema}.{table.name}" for table in left]},
+                    f"{some} {'is' if len(left) == 1 else 'are'} not in {publication.name}, others of the same schema"
+                    " are",
+                    {"tables": shown},
                     object=publication.name,
                     fix=[Fix("sql", f"{alter} {names};")] if ready else [],
                 )
@@ -270,7 +274,8 @@ def _without_state(context: Context, publication: Publication, entries: list[Ent
 def _options(publication: Publication) -> str:
     kinds = [name for name in ("insert", "update", "delete", "truncate") if getattr(publication, name)]
     root = ", publish_via_partition_root = true" if publication.via_root else ""
-    generated = f", publish_generated_columns = {publication.generated}" if publication.generated else ""
+    setting = publication.generated_columns
+    generated = f", publish_generated_columns = {setting}" if setting else ""
     return f" WITH (publish = '{', '.join(kinds)}'{root}{generated})"
 
 
@@ -294,11 +299,7 @@ class PartitionRoot(Check):
     def run(self, context: Context) -> Iterator[Finding]:
         fine = True
         for publication in context.publications:
-            parts = [
-                entry.qualified
-                for entry in context.entries
-                if entry.publication == publication.name and entry.below_published
-            ]
+            parts = [entry for entry in context.entries if entry.publication == publication.name and entry.root]
             if parts and not publication.via_root:
                 fine = False
                 statement = f"ALTER PUBLICATION {quote_ident(publication.name)}"
@@ -306,9 +307,24 @@ class PartitionRoot(Check):
                     Status.WARN,
                     f"{publication.name} publishes {len(parts)} partition{'s'[: len(parts) != 1]} by"
                     f" {'their own names' if len(parts) > 1 else 'its own name'}",
-                    {"partitions": parts},
+                    {"partitions": [entry.qualified for entry in parts]},
                     object=publication.name,
-                    fix=[Fix("sql", f"{statement} SET (publish_via_partition_root = true);")],
+                    fix=[
+                        *self._let_read(context, {entry.root for entry in parts if entry.root}),
+                        Fix("sql", f"{statement} SET (publish_via_partition_root = true);"),
+                    ],
                 )
         if fine:
             yield self.finding(Status.PASS, "no partition is published by its own name")
+
+    @staticmethod
+    def _let_read(context: Context, roots: set[Root]) -> Iterator[Fix]:
+        """From then on a snapshot reads the table itself, which takes a right of its own."""
+        if context.role is None:
+            return
+        granted = roles.table_privileges(context.conn, context.role.oid, [root.oid for root in roots])
+        for root in sorted(roots, key=lambda root: (root.schema, root.name)):
+            right = granted.get(root.oid)
+            if right is not None and right.unreadable_columns:
+                name = f"{quote_ident(root.schema)}.{quote_ident(root.name)}"
+                yield Fix("sql", f"GRANT SELECT ON {name} TO {quote_ident(context.role.name)};")

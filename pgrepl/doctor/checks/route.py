@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 import psycopg
 
-from pgrepl.connection import connect_as_any
 from pgrepl.doctor.check import Check
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
@@ -204,7 +203,7 @@ class SingleInstance(Check):
             row = context.conn.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
             assert row is not None
             for _ in range(_READERS):
-                reader = readers.enter_context(connect_as_any(context.target, "pgrepl doctor"))
+                reader = readers.enter_context(context.another_connection())
                 try:
                     reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     reader.execute(f"SET TRANSACTION SNAPSHOT '{row[0]}'".encode())

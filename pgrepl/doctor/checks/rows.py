@@ -267,11 +267,13 @@ class SnapshotSize(Check):
             yield self.finding(Status.SKIP, "no published table to copy")
             return
         status, size, seconds = judge_snapshot(list(unique.values()))
-        rows = sum(table.rows or 0 for table in unique.values())
+        estimates = [table.rows for table in unique.values() if table.rows is not None]
+        rows = sum(estimates) if len(estimates) == len(unique) else None
         largest = max(unique.values(), key=lambda table: table.size)
         yield self.finding(
             status,
-            f"{size_text(size)}, about {rows:,} rows"
+            size_text(size)
+            + ("" if rows is None else f", about {rows:,} rows")
             + ("" if status is Status.PASS else f": about {seconds / 60:.0f} minutes with one connection"),
             {"bytes": size, "rows": rows, "seconds": round(seconds), "largest": largest.qualified},
             fix=[Fix("action", "copy in a quiet hour, with --jobs 4 or more")] if status is Status.WARN else [],

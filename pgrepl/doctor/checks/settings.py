@@ -175,12 +175,13 @@ class PendingRestart(Check):
             yield self.finding(Status.PASS, "none waits")
 
 
-# Of other roles' sessions everybody sees that they are there, and by whom. Workers have no user, and walsenders have
-# places of their own.
+# Of other roles' sessions everybody sees that they are there, whose they are and in which database. Workers lack one or
+# the other, and walsenders have places of their own.
 _SESSIONS = """
 SELECT count(a.usesysid)
   FROM pg_catalog.pg_stat_activity a
- WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_stat_replication w WHERE w.pid = a.pid)
+ WHERE a.datid IS NOT NULL AND a.pid <> ALL (%s)
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_replication w WHERE w.pid = a.pid)
 """
 
 
@@ -203,7 +204,7 @@ class Connections(Check):
 
     def run(self, context: Context) -> Iterator[Finding]:
         found = context.session_settings
-        row = context.conn.execute(_SESSIONS).fetchone()
+        row = context.conn.execute(_SESSIONS, [context.passing_pids]).fetchone()
         assert row is not None
         limit, used = found["max_connections"].number, row[0]
         reserved = sum(

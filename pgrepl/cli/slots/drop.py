@@ -1,4 +1,4 @@
-"""``pgrepl slots``: which replication slots there are, how they fare, and dropping them."""
+"""``pgrepl slots drop``: dropping slots, after showing what is lost with them."""
 
 from __future__ import annotations
 
@@ -8,164 +8,54 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgrepl.cli.completion import complete_slots
-from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
-from pgrepl.cli.options import Group, Run, command_options
+from pgrepl.cli.diagnostics import ExitCode, epilog
+from pgrepl.cli.options import Run, command_options
+from pgrepl.cli.slots.drawing import holder, kind, printable
 from pgrepl.errors import InputError, OperationError, PgreplError
-from pgrepl.units import duration_text, size_text
+from pgrepl.units import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import RenderableType
+    import psycopg
 
-    from pgrepl.catalog.slots import Holder, Slot
-
-_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-# Below this the columns would break every name; each slot gets a paragraph of its own instead.
-_TABLE_WIDTH = 150
+    from pgrepl.catalog.slots import Slot
 
 
-def _epilog(example: str) -> str:
-    return f"\b\nExample: {example}\n\n{EXIT_CODES_HELP}"
-
-
-@click.group(cls=Group, epilog=_epilog("pgrepl slots list"))
-def slots() -> None:
-    """Show replication slots with a verdict on each, and drop them."""
-
-
-@slots.command("list", epilog=_epilog("pgrepl slots list --all -d 'host=db1 dbname=orders'"))
-@click.option("--all", "everything", is_flag=True, help="Those of all databases, and physical ones too.")
-@command_options(all_databases=True)
-def list_(run: Run, everything: bool) -> None:
-    """List the logical slots of this database: who uses them, what WAL they keep, and what that means.
-
-    kind is apply or table-sync for slots that are named as a pipeline of supabase/etl names them. Sizes in JSON are
-    in bytes, what is not known is null.
-    """
-    from pgrepl import connection
-    from pgrepl.catalog import slots as catalog
-    from pgrepl.cli import output
-
-    with connection.connect(run.target, "pgrepl slots") as conn:
-        database = conn.info.dbname
-        found = [slot for slot in catalog.all_of(conn) if everything or slot.database == database]
-    if not found:
-        run.report.notice("there is no slot" if everything else f"database {database} has no logical slot")
-    width = output.console(run.color).width
-    if found or run.output_format != "table":
-        output.emit(
-            [slot.document() for slot in found],
-            output_format=run.output_format,
-            color=run.color,
-            table=lambda: _table(found, everything) if width >= _TABLE_WIDTH else _paragraphs(found, everything),
-        )
-
-
-def _table(found: Sequence[Slot], everything: bool) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    if everything:
-        table.add_column("database", overflow="fold")
-    table.add_column("active", overflow="fold")
-    table.add_column("wal_status", no_wrap=True)
-    for name in ("retained", "lag", "safe", "inactive for"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("failover", no_wrap=True)
-    table.add_column("verdict", overflow="fold", min_width=30)
-    for slot in found:
-        verdict = slot.verdict
-        table.add_row(
-            slot.name,
-            _kind(slot),
-            *([_printable(slot.database or "")] if everything else []),
-            _holder(slot.holder) if slot.holder else "no",
-            slot.wal_status or "",
-            _size(slot.retained_bytes),
-            _size(slot.lag_bytes),
-            _size(slot.safe_wal_size),
-            _inactive_for(slot),
-            "" if slot.failover is None else "yes" if slot.failover else "no",
-            Text(verdict.text, style=_STYLES[verdict.level]),
-        )
-    return table
-
-
-def _paragraphs(found: Sequence[Slot], everything: bool) -> RenderableType:
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.text import Text
-
-    parts: list[RenderableType] = []
-    for slot in found:
-        verdict = slot.verdict
-        facts = [
-            (
-                "",
-                f"{_kind(slot)} slot"
-                + (f" of database {_printable(slot.database)}" if everything and slot.database else ""),
-            ),
-            ("wal_status", slot.wal_status),
-            ("keeps", _size(slot.retained_bytes)),
-            ("lag", _size(slot.lag_bytes)),
-            ("safe", _size(slot.safe_wal_size)),
-            ("failover", "yes" if slot.failover else None),
-            ("used by", _holder(slot.holder) if slot.holder else None),
-        ]
-        line = ", ".join(f"{name} {value}".strip() for name, value in facts if value)
-        parts += [
-            Text(slot.name, style="bold"),
-            Padding(Text(verdict.text, style=_STYLES[verdict.level]), (0, 0, 0, 2)),
-            Padding(Text(line, style="dim"), (0, 0, 0, 2)),
-        ]
-    return Group(*parts)
-
-
-def _kind(slot: Slot) -> str:
-    return "physical" if slot.physical else slot.kind
-
-
-def _holder(holder: Holder) -> str:
-    text = f"pid {holder.pid}"
-    if holder.application_name:
-        text += f" {_printable(holder.application_name)}"
-    return f"{text} from {holder.client_addr}" if holder.client_addr else text
-
-
-def _size(size: int | None) -> str:
-    return "" if size is None else size_text(size)
-
-
-def _inactive_for(slot: Slot) -> str:
-    return "" if slot.active or slot.inactive_for is None else duration_text(slot.inactive_for)
-
-
-@slots.command("drop", epilog=_epilog("pgrepl slots drop old_slot other_slot --yes"))
+@click.command("drop", epilog=epilog("pgrepl slots drop old_slot other_slot --yes"))
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_slots)
+@click.option(
+    "--orphans",
+    is_flag=True,
+    help="Inactive slots of pipelines that are neither configured nor in etl.replication_state.",
+)
 @click.option("--if-exists", is_flag=True, help="A slot that is not there is no error.")
 @click.option("--terminate", is_flag=True, help="End the session that holds the slot; without it a slot in use stays.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, drop nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed without a terminal.")
 @command_options(all_databases=True)
-def drop(run: Run, names: tuple[str, ...], if_exists: bool, terminate: bool, dry_run: bool, yes: bool) -> int:
+def drop(
+    run: Run, names: tuple[str, ...], orphans: bool, if_exists: bool, terminate: bool, dry_run: bool, yes: bool
+) -> int:
     """Drop replication slots, after showing what is lost with them.
 
     A slot that is in use, or from which its reader could still go on, is dropped after its name was typed. Without
     NAME the inactive slots of this database are offered. Nothing is dropped when one of the slots cannot be.
+
+    --orphans drops slots of this database that are named as a pipeline of supabase/etl names them, whose pipeline is
+    none of the configured [[databases]] and has no rows in etl.replication_state here. Such slots of other databases
+    are listed only.
     """
     from pgrepl import connection
     from pgrepl.catalog import slots as catalog
 
     terminal = sys.stdin.isatty()
+    if orphans and (names or terminate):
+        raise click.UsageError(f"--orphans excludes {'NAME' if names else '--terminate: an orphan is not in use'}")
     if names and run.entry is not None:
         # The same name may be another slot on another server.
         raise click.UsageError("a slot's NAME and --all-databases exclude each other: choose with --database")
-    if not names and not terminal:
+    if not names and not orphans and not terminal:
         raise InputError("no slot is named, and there is no terminal to choose on", hint="name the slots to drop")
     if not dry_run and not yes and not terminal:
         raise InputError(
@@ -173,7 +63,11 @@ def drop(run: Run, names: tuple[str, ...], if_exists: bool, terminate: bool, dry
         )
     with connection.connect(run.target, "pgrepl slots") as conn:
         present = {slot.name: slot for slot in catalog.all_of(conn)}
-        chosen = list(dict.fromkeys(names)) or _choose(conn.info.dbname, present)
+        elsewhere: list[Slot] = []
+        if orphans:
+            chosen, elsewhere = _orphans(run, conn, list(present.values()))
+        else:
+            chosen = list(dict.fromkeys(names)) or _choose(conn.info.dbname, present)
         missing = [name for name in chosen if name not in present]
         if missing and not if_exists:
             raise OperationError(
@@ -188,8 +82,37 @@ def drop(run: Run, names: tuple[str, ...], if_exists: bool, terminate: bool, dry
         results = [_result(name, None, "missing") for name in missing]
         for slot in found:
             results.append(_result(slot.name, slot, "planned") if dry_run else _drop(run, conn, slot, terminate))
+    results += [_result(slot.name, slot, "elsewhere") for slot in elsewhere]
     _print(run, results, [_sql(slot, terminate) for slot in found] if dry_run else None)
     return ExitCode.FINDINGS if any(result["status"] == "failed" for result in results) else ExitCode.OK
+
+
+def _orphans(run: Run, conn: psycopg.Connection, present: Sequence[Slot]) -> tuple[list[str], list[Slot]]:
+    """Find the orphans of this database, and the slots of other databases that may be some."""
+    from pgrepl.catalog import orphans
+    from pgrepl.cli.slots.known import configured_pipelines
+
+    database = conn.info.dbname
+    known = orphans.known_pipelines(conn, configured_pipelines(run))
+    if not known.enough:
+        if known.unreadable:
+            reason = f"{conn.info.user} may not read all of etl.replication_state in database {database}"
+            hint = "use a role with SELECT on it that row security does not restrict"
+        else:
+            reason = f"no database is configured, and database {database} has no etl.replication_state"
+            hint = "name the configuration with --config, or the slots themselves"
+        raise InputError(f"it cannot be told which slots are orphaned: {reason}", hint=hint)
+    marked = orphans.mark(present, database, known)
+    found = [slot.name for slot in marked if slot.orphaned]
+    elsewhere = [slot for slot in marked if slot.orphaned is None]
+    if not found:
+        run.report.notice(f"database {printable(database)} has no orphaned slot")
+    for slot in elsewhere:
+        run.report.notice(
+            f"slot {slot.name} of database {printable(slot.database or '')} is of a pipeline that is not known here,"
+            " and is left: connect to that database"
+        )
+    return found, elsewhere
 
 
 def _choose(database: str, present: dict[str, Slot]) -> list[str]:
@@ -209,7 +132,7 @@ def _choose(database: str, present: dict[str, Slot]) -> list[str]:
 def _refuse_held(found: Sequence[Slot], terminate: bool) -> None:
     held = [slot for slot in found if slot.holder is not None]
     if held and not terminate:
-        holders = ", ".join(f"{slot.name} by {_holder(slot.holder)}" for slot in held if slot.holder)
+        holders = ", ".join(f"{slot.name} by {holder(slot.holder)}" for slot in held if slot.holder)
         raise OperationError(
             f"in use, nothing was dropped: {holders}",
             hint="stop the client, or give --terminate, which ends its session",
@@ -218,12 +141,12 @@ def _refuse_held(found: Sequence[Slot], terminate: bool) -> None:
 
 
 def _loss(slot: Slot) -> str:
-    where = f" of database {_printable(slot.database)}" if slot.database else ""
-    head = f"{'' if _kind(slot) == 'other' else f'{_kind(slot)} '}slot {slot.name}{where}"
+    where = f" of database {printable(slot.database)}" if slot.database else ""
+    head = f"{'' if kind(slot) == 'other' else f'{kind(slot)} '}slot {slot.name}{where}"
     if slot.lost:
         return f"{head}: lost already, nobody can use it"
     if slot.holder is not None:
-        head += f", in use by {_holder(slot.holder)}"
+        head += f", in use by {holder(slot.holder)}"
     freed = "" if slot.retained_bytes is None else f"; frees {size_text(slot.retained_bytes)} of WAL"
     if slot.physical:
         return f"{head}: its standby or backup may need to be made anew{freed}"
@@ -281,11 +204,8 @@ def _print(run: Run, results: list[dict[str, Any]], scripts: list[str] | None) -
         if scripts is not None:
             run.print_script("".join(scripts))
             return
-        sys.stdout.write("".join(f"{result['status']} {result['name']}\n" for result in results))
+        done = [result for result in results if result["status"] != "elsewhere"]
+        sys.stdout.write("".join(f"{result['status']} {result['name']}\n" for result in done))
         sys.stdout.flush()
     else:
         output.emit(results, output_format=run.output_format, color=run.color, table=lambda: "")
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

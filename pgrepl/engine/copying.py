@@ -1,0 +1,365 @@
+"""Copies beside the stream: workers on one snapshot, whose rows come to the apply loop as finished lines.
+
+Nothing here decides anything. What happens is put into an inbox, bounded in bytes, that the apply loop empties; a
+worker waits while it is full.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import psycopg
+
+from pgrepl import connection as sql_connection
+from pgrepl import events
+from pgrepl.catalog.publications import PublishedTable
+from pgrepl.connection import is_lost, one_line
+from pgrepl.conninfo import ConnectionTarget
+from pgrepl.engine.selection import Selection
+from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
+from pgrepl.engine.units import Unit
+from pgrepl.errors import ConnectError, PgreplError
+from pgrepl.events import Event, Table
+from pgrepl.lsn import Lsn
+from pgrepl.replication.walsender import Walsender
+
+INBOX_BYTES = 8 << 20
+_CHUNK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Begins:
+    """The rows of a table follow, read with this version of it from a snapshot at ``snapshot_lsn``."""
+
+    table: Table
+    snapshot_lsn: Lsn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished lines of a table."""
+
+    oid: int
+    lines: bytes
+    count: int
+
+
+@dataclass(frozen=True)
+class Ends:
+    """All rows of a table have come."""
+
+    table: Table
+    snapshot_lsn: Lsn
+    rows: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Copies broke off and have to begin anew with another snapshot."""
+
+    oids: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Tables are not in the publication any more."""
+
+    oids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A table cannot be copied."""
+
+    oid: int
+    error: PgreplError
+
+
+News: TypeAlias = Begins | Rows | Ends | Lost | Gone | Failed
+
+
+class Inbox:
+    """News for the apply loop; ``wake`` is told when the first one comes."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._room = threading.Condition()
+        self._news: deque[News] = deque()
+        self._bytes = 0
+        self._closed = False
+
+    def put(self, news: News) -> None:
+        """Hand over news; waits while the inbox is full. Raises SnapshotUnusable when nobody listens any more."""
+        with self._room:
+            self._room.wait_for(lambda: self._bytes < INBOX_BYTES or self._closed)
+            if self._closed:
+                raise SnapshotUnusable("the run has ended")
+            self._news.append(news)
+            if isinstance(news, Rows):
+                self._bytes += len(news.lines)
+        self._wake()
+
+    def take(self) -> News | None:
+        """Take the next news, if there is any."""
+        with self._room:
+            if not self._news:
+                return None
+            news = self._news.popleft()
+            if isinstance(news, Rows):
+                self._bytes -= len(news.lines)
+                self._room.notify_all()
+            return news
+
+    def close(self) -> None:
+        """Let go of whoever waits."""
+        with self._room:
+            self._closed = True
+            self._news.clear()
+            self._room.notify_all()
+
+
+@dataclass
+class Prepared:
+    """A snapshot that workers hold, and the tables in it."""
+
+    snapshot_lsn: Lsn
+    workers: list[Snapshot]
+    tables: list[PublishedTable]
+    known: dict[int, Table]
+    resources: ExitStack
+
+
+class Copier:
+    """Copy tables out of snapshots, each set of tables by ``jobs`` workers on one snapshot."""
+
+    def __init__(
+        self,
+        target: ConnectionTarget,
+        publications: Sequence[str],
+        selection: Selection,
+        jobs: int,
+        encode: Callable[[Event], bytes],
+        inbox: Inbox,
+    ) -> None:
+        self._target = target
+        self._publications = publications
+        self._selection = selection
+        self._jobs = jobs
+        self._encode = encode
+        self._inbox = inbox
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+
+    def prepare(
+        self,
+        snapshot_name: str,
+        snapshot_lsn: Lsn,
+        wanted: Collection[int] | None,
+        before: Sequence[PublishedTable] | None,
+    ) -> Prepared:
+        """Import a snapshot with all workers and hold its tables.
+
+        ``before`` is what was published before the slot was made: a difference makes the snapshot unusable, since a
+        transaction may have written to a table before it was published and commit after the slot's point. Raises
+        SnapshotUnusable when no worker can hold the tables.
+        """
+        resources = ExitStack()
+        workers: list[Snapshot] = []
+        tables: list[PublishedTable] = []
+        known: dict[int, Table] = {}
+        reason: SnapshotUnusable | None = None
+        try:
+            for number in range(self._jobs):
+                connection = sql_connection.connect(self._target, "pgrepl tail", row_security=False)
+                resources.callback(connection.close)
+                snapshot = Snapshot(connection, snapshot_name)
+                if number == 0:
+                    published = self._selection.of(snapshot.published(self._publications), self._publications)
+                    if before is not None and [_identity(t) for t in published] != [_identity(t) for t in before]:
+                        raise SnapshotUnusable("the publication was changed while the snapshot was taken")
+                    tables = [table for table in published if wanted is None or table.oid in wanted]
+                    known = snapshot.describe(tables)
+                try:
+                    snapshot.hold(tables)
+                except SnapshotUnusable as unusable:
+                    reason = unusable
+                    continue
+                workers.append(snapshot)
+            if not workers:
+                raise reason or SnapshotUnusable("no connection could hold the tables")
+        except BaseException:
+            resources.close()
+            raise
+        return Prepared(snapshot_lsn, workers, tables, known, resources)
+
+    def run(self, prepared: Prepared) -> None:
+        """Copy the tables of a prepared snapshot, in threads of its own."""
+        self._spawn(lambda: self._copy(prepared))
+
+    def copy(self, oids: tuple[int, ...]) -> None:
+        """Make a temporary slot for its snapshot and copy tables out of it, in threads of its own."""
+        self._spawn(lambda: self._late(oids))
+
+    def stop(self) -> None:
+        """End all copies where they stand."""
+        self._stopping.set()
+        self._inbox.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _spawn(self, work: Callable[[], None]) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        thread = threading.Thread(target=work, name="pgrepl copy", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _late(self, oids: tuple[int, ...]) -> None:
+        try:
+            name = f"pgrepl_copy_{os.getpid()}_{secrets.token_hex(4)}"
+            walsender = Walsender.open(self._target, f"pgrepl tail ({name})")
+            try:
+                slot = walsender.create_slot(name, temporary=True, waiting=self._waiting)
+                assert slot.snapshot_name is not None
+                prepared = self.prepare(slot.snapshot_name, slot.consistent_point, oids, None)
+            finally:
+                # Its snapshot is imported; the server need not keep WAL for it.
+                walsender.close()
+            gone = tuple(set(oids) - {table.oid for table in prepared.tables})
+            if gone:
+                self._inbox.put(Gone(gone))
+            self._copy(prepared)
+        except (SnapshotUnusable, ConnectError, psycopg.OperationalError) as error:
+            self._report(Lost(oids, one_line(error)))
+        except PgreplError as error:
+            for oid in oids:
+                self._report(Failed(oid, error))
+
+    def _waiting(self, _seconds: float) -> None:
+        if self._stopping.is_set():
+            raise SnapshotUnusable("the run has ended")
+
+    def _report(self, news: News) -> None:
+        if not self._stopping.is_set():
+            self._inbox.put(news)
+
+    def _copy(self, prepared: Prepared) -> None:
+        with prepared.resources:
+            try:
+                job = _Job(prepared, self._encode, self._inbox, self._stopping)
+                job.run()
+            except SnapshotUnusable as unusable:
+                self._report(Lost(tuple(table.oid for table in prepared.tables), str(unusable)))
+
+
+class _Job:
+    """The copy of some tables out of one snapshot."""
+
+    def __init__(
+        self, prepared: Prepared, encode: Callable[[Event], bytes], inbox: Inbox, stopping: threading.Event
+    ) -> None:
+        self._prepared = prepared
+        self._encode = encode
+        self._inbox = inbox
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        units = prepared.workers[0].units(prepared.tables)
+        self._left = {oid: len(pieces) for oid, pieces in units.items()}
+        self._counts = dict.fromkeys(units, 0)
+        self._broken: set[int] = set()
+        self._begun: set[int] = set()
+        self._queue = deque(unit for table in prepared.tables for unit in units[table.oid])
+
+    def run(self) -> None:
+        """Work until all units are done."""
+        others = [
+            threading.Thread(target=self._work, args=(worker,), name="pgrepl copy", daemon=True)
+            for worker in self._prepared.workers[1:]
+        ]
+        for thread in others:
+            thread.start()
+        self._work(self._prepared.workers[0])
+        for thread in others:
+            thread.join()
+        # A worker that lost its connection leaves its share to the others; what none could do begins anew.
+        left = tuple(oid for oid, count in self._left.items() if count and oid not in self._broken)
+        if left and not self._stopping.is_set():
+            self._inbox.put(Lost(left, "the connections that held the snapshot were lost"))
+
+    def _work(self, worker: Snapshot) -> None:
+        while not self._stopping.is_set():
+            with self._lock:
+                if not self._queue:
+                    return
+                unit = self._queue.popleft()
+                oid = unit.table.oid
+                if oid in self._broken:
+                    continue
+                first = oid not in self._begun
+                self._begun.add(oid)
+                if first:
+                    # Under the lock, so that no other worker's rows of the table come before it.
+                    self._put(Begins(self._prepared.known[oid], self._prepared.snapshot_lsn))
+            if not self._unit(worker, unit):
+                return
+
+    def _unit(self, worker: Snapshot, unit: Unit) -> bool:
+        """Copy a unit; False when the worker can do no more."""
+        oid = unit.table.oid
+        table, lsn = self._prepared.known[oid], self._prepared.snapshot_lsn
+        lines: list[bytes] = []
+        size = count = total = 0
+        try:
+            for rows in worker.read(unit):
+                for row in rows:
+                    line = self._encode(events.Read(table, row, lsn))
+                    lines.append(line)
+                    size += len(line)
+                count += len(rows)
+                if size >= _CHUNK_BYTES:
+                    self._put(Rows(oid, b"".join(lines), count))
+                    total += count
+                    lines, size, count = [], 0, 0
+                if self._stopping.is_set():
+                    return False
+        except SnapshotUnusable as unusable:
+            self._break(oid, Lost((oid,), str(unusable)))
+            return True
+        except psycopg.Error as error:
+            if is_lost(error):
+                self._break(oid, Lost((oid,), one_line(error)))
+                return False
+            # The transaction is spoilt, and so is the worker; the others go on with the other tables.
+            self._break(oid, Failed(oid, sql_connection.server_error(error, f"cannot copy {table.qualified}")))
+            return False
+        if count:
+            self._put(Rows(oid, b"".join(lines), count))
+        with self._lock:
+            self._left[oid] -= 1
+            self._counts[oid] += total + count
+            ended = self._left[oid] == 0 and oid not in self._broken
+        if ended:
+            self._put(Ends(table, lsn, self._counts[oid]))
+        return True
+
+    def _break(self, oid: int, news: Lost | Failed) -> None:
+        with self._lock:
+            if oid in self._broken:
+                return
+            self._broken.add(oid)
+        if not self._stopping.is_set():
+            self._put(news)
+
+    def _put(self, news: News) -> None:
+        self._inbox.put(news)
+
+
+def _identity(table: PublishedTable) -> tuple[object, ...]:
+    return table.oid, table.schema, table.name, table.columns, table.row_filter

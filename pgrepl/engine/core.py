@@ -1,0 +1,354 @@
+"""The engine's decisions, without its deeds: a state machine that is told what happened and answers what to do.
+
+It opens no connection, reads no clock and writes no file. Drivers tell it what happened (a transaction began, a copy
+ended, bytes became durable, a second passed) and carry out the actions it answers with. So the same decisions run
+against a real server and against a model of one that crashes at every step.
+
+Positions follow one rule: P means that every transaction with ``commit_lsn < P`` is done. See docs/engine.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from pgrepl.lsn import Lsn
+
+STORE_INTERVAL = 1.0
+"""Seconds between two stored positions, at the least."""
+
+IDLE_BYTES = 1 << 20
+"""Bytes of WAL after which a position is stored although nothing was printed: storing writes WAL itself."""
+
+
+class Phase(Enum):
+    """Where a table stands. What other tools store as finished_copy is ``INIT`` here: it is copied again."""
+
+    INIT = "init"
+    DATA_SYNC = "data_sync"
+    SYNC_DONE = "sync_done"
+    READY = "ready"
+    ERRORED = "errored"
+
+
+@dataclass
+class TableState:
+    """A table of the publication.
+
+    ``sync_lsn`` belongs to ``SYNC_DONE``: changes of transactions from there on are ours. ``snapshot_lsn`` is the
+    consistent point of the copy that is going on, once it is known; ``copied`` says that all its rows have been
+    printed.
+    """
+
+    phase: Phase
+    sync_lsn: Lsn | None = None
+    snapshot_lsn: Lsn | None = None
+    copied: bool = False
+
+
+class Decision(Enum):
+    """What becomes of a change."""
+
+    EMIT = "emit"
+    SPOOL = "spool"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy these tables, out of one snapshot; nothing has been printed of them that counts."""
+
+    tables: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MarkCopying:
+    """Store that these tables are being copied, before their copy begins."""
+
+    tables: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DropSpool:
+    """Forget the spooled changes of a table from transactions with ``commit_lsn < before``; None for all."""
+
+    table: int
+    before: Lsn | None
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Print the spooled changes of these tables and make them durable; then answer with ``handed_over``."""
+
+    tables: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoreReady:
+    """Store in one transaction that these tables are ready, and the position; then answer with ``stored_at``."""
+
+    tables: tuple[int, ...]
+    position: Lsn
+
+
+@dataclass(frozen=True)
+class StoreCaughtUp:
+    """Store that tables which another tool left in sync_done are ready: the stream has passed their position."""
+
+    tables: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StorePosition:
+    """Store the position; then answer with ``stored_at``."""
+
+    position: Lsn
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """Tell the server that every transaction before the position is done."""
+
+    position: Lsn
+
+
+Action: TypeAlias = Copy | MarkCopying | DropSpool | HandOver | StoreReady | StoreCaughtUp | StorePosition | Confirm
+
+
+class Core:
+    """Decide about one stream and the tables in it.
+
+    ``tables`` is what the store knows, ``position`` the stored position from which the stream is read;
+    ``output_position`` is the position up to which the output already holds everything (a file that was written before
+    a crash may be ahead of the store), equal to ``position`` where the output cannot tell.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[int, TableState],
+        position: Lsn,
+        output_position: Lsn | None = None,
+        *,
+        store_interval: float = STORE_INTERVAL,
+        idle_bytes: int = IDLE_BYTES,
+    ) -> None:
+        self.tables = dict(tables)
+        self._store_interval = store_interval
+        self._idle_bytes = idle_bytes
+        self.done = max(position, output_position or position)
+        self.stored = position
+        self.confirmed = Lsn(0)
+        self._printed_until = self.done
+        self._durable = self.done
+        self._commit_lsn: Lsn | None = None
+        self._seq = 0
+        # Of a transaction whose end was lost with a connection: how many of its changes have been dealt with.
+        self._partial: tuple[Lsn, int] | None = None
+        self._handing_over: tuple[int, ...] = ()
+        self._changed_since_store = False
+        self._last_store = float("-inf")
+
+    # Where to read from.
+
+    def resume_position(self) -> Lsn:
+        """Say where the stream is to be read from, at the start and after a lost connection."""
+        return self.done
+
+    # The stream.
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the stream is in the middle of a transaction."""
+        return self._commit_lsn is not None
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether everything that was printed belongs to whole transactions, so that a position can stand for it."""
+        return self._commit_lsn is None and self._partial is None
+
+    def begin(self, commit_lsn: Lsn) -> None:
+        """Take note that the changes of a transaction follow."""
+        self._commit_lsn = commit_lsn
+        self._seq = 0
+
+    def decide(self, table: int, seq: int) -> Decision:
+        """Decide about change ``seq`` of the transaction, as far as it concerns a table."""
+        assert self._commit_lsn is not None
+        assert not self._handing_over, "a hand-over is one step"
+        self._seq = seq + 1
+        if self.is_replayed(seq):
+            return Decision.SKIP
+        decision = self._owner(table, self._commit_lsn)
+        if decision is Decision.EMIT:
+            self._changed_since_store = True
+        return decision
+
+    def is_replayed(self, seq: int) -> bool:
+        """Whether change ``seq`` was dealt with before: the output has it, or it came before a lost connection."""
+        assert self._commit_lsn is not None
+        replayed = self._partial is not None and self._partial[0] == self._commit_lsn and seq < self._partial[1]
+        return replayed or self._already_printed(self._commit_lsn)
+
+    def whose(self, table: int) -> Decision:
+        """Say what becomes of what concerns a table in this transaction and is no change of a row."""
+        assert self._commit_lsn is not None
+        return self._owner(table, self._commit_lsn)
+
+    def _owner(self, table: int, commit_lsn: Lsn) -> Decision:
+        state = self.tables.get(table)
+        if state is None:
+            return Decision.SKIP
+        match state.phase:
+            case Phase.READY:
+                return Decision.EMIT
+            case Phase.SYNC_DONE:
+                assert state.sync_lsn is not None
+                return Decision.EMIT if commit_lsn >= state.sync_lsn else Decision.SKIP
+            case Phase.DATA_SYNC:
+                if state.snapshot_lsn is not None and self._in_snapshot(commit_lsn, state.snapshot_lsn):
+                    return Decision.SKIP
+                return Decision.SPOOL
+            case Phase.INIT | Phase.ERRORED:
+                # A copy that begins later has a snapshot that is younger than this.
+                return Decision.SKIP
+
+    def _already_printed(self, commit_lsn: Lsn) -> bool:
+        return commit_lsn < self._printed_until
+
+    @staticmethod
+    def _in_snapshot(commit_lsn: Lsn, snapshot_lsn: Lsn) -> bool:
+        return commit_lsn < snapshot_lsn
+
+    def commit(self, end_lsn: Lsn) -> list[Action]:
+        """Take note that the transaction is whole; the next WAL record starts at ``end_lsn``."""
+        self._commit_lsn = None
+        self._partial = None
+        return self._advance(end_lsn)
+
+    def keepalive(self, wal_end: Lsn) -> list[Action]:
+        """Take note that the server has sent everything before ``wal_end``; inside a transaction that says nothing."""
+        return [] if self.in_transaction else self._advance(wal_end)
+
+    def connection_lost(self) -> None:
+        """Take note that the stream broke off; it is read again from ``resume_position``."""
+        if self._commit_lsn is not None:
+            if self._partial is None or self._partial[0] != self._commit_lsn or self._seq > self._partial[1]:
+                self._partial = (self._commit_lsn, self._seq)
+            self._commit_lsn = None
+
+    def _advance(self, position: Lsn) -> list[Action]:
+        if position > self.done:
+            self.done = position
+        return self._settle()
+
+    # Copies.
+
+    def copies_due(self) -> list[Action]:
+        """Begin to copy what has to be copied: mark it first, so that a crash finds it out."""
+        due = tuple(oid for oid, state in self.tables.items() if state.phase is Phase.INIT)
+        if not due:
+            return []
+        for oid in due:
+            self.tables[oid] = TableState(Phase.DATA_SYNC)
+        return [MarkCopying(due), Copy(due)]
+
+    def copy_begins(self, table: int, snapshot_lsn: Lsn) -> list[Action]:
+        """Take note at which position the copy of a table is consistent; what the snapshot holds is not repeated."""
+        self.tables[table].snapshot_lsn = snapshot_lsn
+        return [DropSpool(table, snapshot_lsn)]
+
+    def copy_ends(self, table: int) -> list[Action]:
+        """Take note that all rows of a table have been printed."""
+        self.tables[table].copied = True
+        return self._settle()
+
+    def copy_lost(self, table: int) -> list[Action]:
+        """Take note that a copy cannot be finished; it begins anew with another snapshot."""
+        state = self.tables[table]
+        state.snapshot_lsn, state.copied = None, False
+        return [Copy((table,))]
+
+    def copy_failed(self, table: int) -> list[Action]:
+        """Take note that a table cannot be copied at all; the stream goes on without it."""
+        self.tables[table] = TableState(Phase.ERRORED)
+        return [DropSpool(table, None)]
+
+    def _settle(self) -> list[Action]:
+        """Between transactions: hand over the tables whose copy the stream has reached."""
+        if self._handing_over or not self.at_boundary:
+            return []
+        ready = tuple(
+            oid
+            for oid, state in self.tables.items()
+            if state.phase is Phase.DATA_SYNC
+            and state.copied
+            and state.snapshot_lsn is not None
+            and self.done >= state.snapshot_lsn
+        )
+        caught_up = tuple(
+            oid
+            for oid, state in self.tables.items()
+            if state.phase is Phase.SYNC_DONE and state.sync_lsn is not None and self.done >= state.sync_lsn
+        )
+        for oid in caught_up:
+            self.tables[oid] = TableState(Phase.READY)
+        actions: list[Action] = [StoreCaughtUp(caught_up)] if caught_up else []
+        if ready:
+            self._handing_over = ready
+            actions.append(HandOver(ready))
+        return actions
+
+    def handed_over(self) -> list[Action]:
+        """Take note that the tables' spooled changes are printed and durable, and all up to ``done``."""
+        tables, self._handing_over = self._handing_over, ()
+        for oid in tables:
+            self.tables[oid] = TableState(Phase.READY)
+        self._durable = max(self._durable, self.done)
+        return [StoreReady(tables, self.done)]
+
+    # Tables that come and go.
+
+    def tables_now(self, published: Iterable[int]) -> tuple[int, ...]:
+        """Compare with what the publication has now: new tables are to be copied; gives those that have left it."""
+        wanted = set(published)
+        for oid in wanted - self.tables.keys():
+            self.tables[oid] = TableState(Phase.INIT)
+        return tuple(oid for oid in self.tables if oid not in wanted)
+
+    def forget(self, table: int) -> list[Action]:
+        """Take note that a table has left the publication for good, and the stream has passed that point."""
+        del self.tables[table]
+        return [DropSpool(table, None)]
+
+    @property
+    def copying(self) -> bool:
+        """Whether a table is still being copied or handed over."""
+        return any(state.phase in (Phase.INIT, Phase.DATA_SYNC) for state in self.tables.values())
+
+    # What is durable.
+
+    def durable(self, position: Lsn, now: float, *, at_once: bool = False) -> list[Action]:
+        """Take note that the output up to ``position`` is durable; ``now`` is a clock in seconds.
+
+        The position is stored before it is confirmed, always, so the slot is never ahead of the store by our own doing.
+        """
+        self._durable = max(self._durable, position)
+        if self._durable <= self.stored:
+            return []
+        due = now - self._last_store >= self._store_interval
+        worth_it = self._changed_since_store or self._durable - self.stored >= self._idle_bytes
+        if not at_once and not (due and worth_it):
+            return []
+        self._last_store = now
+        self._changed_since_store = False
+        return [StorePosition(self._durable)]
+
+    def stored_at(self, position: Lsn) -> list[Action]:
+        """Take note that the position is stored."""
+        self.stored = max(self.stored, position)
+        if self.stored > self.confirmed:
+            self.confirmed = self.stored
+            return [Confirm(self.stored)]
+        return []

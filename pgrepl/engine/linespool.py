@@ -1,0 +1,59 @@
+"""Lines of tables that are being copied, kept until their copy is done: in memory while they are few, then on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pgrepl.engine.spool import Spool, default_directory
+from pgrepl.lsn import Lsn
+
+DEFAULT_LIMIT = 10 << 30
+"""Bytes at which the stream waits for a copy to end."""
+
+
+class LineSpool:
+    """Keep lines by table, in order, each with the position of its transaction.
+
+    Raises OperationError when the disk is full or fails.
+    """
+
+    def __init__(self, directory: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
+        self._directory = directory or default_directory()
+        self._limit = limit
+        self._spool = Spool(self._directory, limit)
+
+    @property
+    def used(self) -> int:
+        """How many bytes are kept, in memory and on disk."""
+        return self._spool.used
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be put in until a copy ends."""
+        return self._spool.full
+
+    def append(self, table: int, commit_lsn: Lsn, line: bytes) -> None:
+        """Keep a line."""
+        self._spool.append(table, line, order=commit_lsn)
+
+    def drop(self, table: int, before: Lsn | None) -> None:
+        """Forget the lines of transactions with ``commit_lsn < before``, or all."""
+        if before is None:
+            self._spool.drop(table)
+        else:
+            self._spool.drop_before(table, before)
+
+    def lines(self, table: int) -> Iterator[bytes]:
+        """Give the lines in order, and let go of them on the way."""
+        for entry in self._spool.take(table):
+            yield entry.payload
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._spool.close()
+        self._spool = Spool(self._directory, self._limit)
+
+    def close(self) -> None:
+        """Let go of everything, the files too."""
+        self._spool.close()

@@ -1,0 +1,422 @@
+"""The state in schema ``etl`` of the source database, as supabase/etl keeps it, and one table of pgrepl's own.
+
+Table states, their history and the versions of tables are rows that both tools read and write. Where the stream is,
+and what it belongs to, stands in ``etl.pgrepl_pipelines``, which other tools ignore (docs/state.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from pgrepl import connection as sql_connection
+from pgrepl.catalog import etl_types
+from pgrepl.catalog.tables import TableDescription, describe
+from pgrepl.conninfo import ConnectionTarget
+from pgrepl.errors import OperationError
+from pgrepl.events import Table
+from pgrepl.lsn import Lsn
+from pgrepl.names import apply_slot, signed_id, unsigned_id
+from pgrepl.stores import Identity, StoredState, StoredTable
+from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
+
+_STATE_TABLES = ("replication_state", "table_schemas", "table_columns", "destination_tables_metadata")
+_NO_SOLUTION = (
+    "There is no single prescribed solution for this error. The issue may still be recoverable with manual intervention"
+    " based on the specific context."
+)
+
+
+@dataclass(frozen=True)
+class TableOverview:
+    """How a table stands; ``since`` is when that state was stored, ``schema`` empty for a table that is gone."""
+
+    oid: int
+    schema: str
+    name: str
+    state: str
+    lsn: str | None
+    reason: str | None
+    since: str
+
+    @property
+    def qualified(self) -> str:
+        """The name for people, ``schema.table``."""
+        return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A pipeline; what only pgrepl stores is None for one that it has never run."""
+
+    pipeline_id: int
+    slot: str
+    publications: tuple[str, ...]
+    system_identifier: str | None
+    timeline: int | None
+    position: Lsn | None
+    updated_at: str | None
+    tables: list[TableOverview]
+
+
+@dataclass(frozen=True)
+class TableHistory:
+    """One row of a table's history; ``metadata`` is JSON text."""
+
+    id: int
+    state: str
+    metadata: str
+    prev: int | None
+    is_current: bool
+    created_at: str
+
+
+class PostgresStore:
+    """Keep the state of one pipeline in schema ``etl``.
+
+    Each method is one transaction. A connection that was lost is opened again by the next call; the call that lost it
+    raises psycopg's error.
+    """
+
+    def __init__(self, target: ConnectionTarget, pipeline_id: int) -> None:
+        self._target = target
+        self._id = signed_id(pipeline_id)
+        self._connection: psycopg.Connection | None = None
+
+    def _open(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = sql_connection.connect(self._target, "pgrepl state")
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def check(self) -> None:
+        """Make sure that the schema is there. Raises OperationError with what to run when it is not."""
+        connection = self._open()
+        missing = [
+            name
+            for name in _STATE_TABLES
+            if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{name}"]).fetchone() == (True,)
+        ]
+        if missing:
+            raise OperationError(
+                f"the state store is not there: etl.{', etl.'.join(missing)} missing",
+                hint="pgrepl migrations apply, or pgrepl setup --store postgres",
+            )
+
+    def prepare(self) -> None:
+        """Make sure that the schema is there, and make the table of pgrepl's own where it is missing.
+
+        Raises OperationError with what to run when the migrations are missing, or when the role may not make the table.
+        """
+        self.check()
+        connection = self._open()
+        if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
+            try:
+                connection.execute(CREATE_PIPELINES)
+            except psycopg.errors.InsufficientPrivilege:
+                user = connection.info.user
+                script = " ".join(CREATE_PIPELINES.split())
+                raise OperationError(
+                    f"role {user} may not make the table etl.{PIPELINES}",
+                    hint=f'run as the owner of schema etl: {script}; ALTER TABLE etl.{PIPELINES} OWNER TO "{user}"',
+                    sqlstate="42501",
+                ) from None
+
+    def other_pipelines(self) -> list[int]:
+        """List the ids of pipelines that have states here, when this one has none."""
+        rows = self._open().execute(
+            "SELECT DISTINCT pipeline_id FROM etl.replication_state WHERE is_current ORDER BY 1"
+        )
+        ids = [pipeline for (pipeline,) in rows]
+        return [] if self._id in ids else [unsigned_id(pipeline) for pipeline in ids]
+
+    def load(self) -> StoredState:
+        """Read everything that is stored of the pipeline. Raises OperationError for metadata that is not understood."""
+        connection = self._open()
+        with connection.transaction():
+            pipeline = connection.execute(
+                f"SELECT slot_name, publications, system_identifier, timeline, position::text, attempts"  # noqa: S608
+                f" FROM etl.{PIPELINES} WHERE pipeline_id = %s",
+                [self._id],
+            ).fetchone()
+            states = connection.execute(
+                "SELECT table_id, metadata FROM etl.replication_state WHERE pipeline_id = %s AND is_current", [self._id]
+            ).fetchall()
+        tables = {oid: _stored_table(oid, metadata) for oid, metadata in states}
+        if pipeline is None:
+            return StoredState(tables=tables)
+        slot, publications, system_identifier, timeline, position, attempts = pipeline
+        identity = Identity(system_identifier, timeline, slot, ",".join(publications))
+        copies = {int(oid): int(count) for oid, count in attempts.items()}
+        return StoredState(identity, Lsn.parse(position), tables, copies)
+
+    def begin(self, identity: Identity, position: Lsn, tables: Collection[int]) -> None:
+        """Store where the stream begins, and that these tables are being copied."""
+        with self._open().transaction():
+            self._execute(
+                f"INSERT INTO etl.{PIPELINES} AS p"  # noqa: S608
+                " (pipeline_id, slot_name, publications, system_identifier, timeline, position)"
+                " VALUES (%s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (pipeline_id) DO UPDATE SET slot_name = excluded.slot_name,"
+                " publications = excluded.publications, system_identifier = excluded.system_identifier,"
+                " timeline = excluded.timeline, position = excluded.position, updated_at = now()",
+                [
+                    self._id,
+                    identity.slot,
+                    identity.publication.split(","),
+                    identity.system_identifier,
+                    identity.timeline,
+                    str(position),
+                ],
+            )
+            for table in tables:
+                if self._state_of(table) is None:
+                    self._append(table, "init", {"type": "init"})
+                self._append(table, "data_sync", {"type": "data_sync"})
+            self._count_copies(tables)
+
+    def copying(self, tables: Collection[int]) -> None:
+        """Store that tables are being copied, each once more than before."""
+        with self._open().transaction():
+            for table in tables:
+                if self._state_of(table) is None:
+                    self._append(table, "init", {"type": "init"})
+                self._append(table, "data_sync", {"type": "data_sync"})
+            self._count_copies(tables)
+
+    def ready(self, tables: Collection[int], position: Lsn) -> None:
+        """Store that copied tables are handed over at ``position``, and the position."""
+        with self._open().transaction():
+            for table in tables:
+                self._append(table, "finished_copy", {"type": "finished_copy"})
+                self._append(table, "sync_done", {"type": "sync_done", "lsn": str(position)})
+                self._append(table, "ready", {"type": "ready"})
+            self._move(position)
+
+    def caught_up(self, tables: Collection[int]) -> None:
+        """Store that tables which another tool had left in sync_done are ready."""
+        with self._open().transaction():
+            for table in tables:
+                self._append(table, "ready", {"type": "ready"})
+
+    def errored(self, table: int, reason: str, solution: str | None) -> None:
+        """Store that a table cannot be copied until a person has seen to it."""
+        with self._open().transaction():
+            metadata = {
+                "type": "errored",
+                "reason": " ".join(reason.split()),
+                "solution": solution or _NO_SOLUTION,
+                "retry_policy": {"type": "manual_retry"},
+            }
+            self._append(table, "errored", metadata)
+
+    def position(self, position: Lsn) -> None:
+        """Store the position."""
+        with self._open().transaction():
+            self._move(position)
+
+    def schema(self, table: Table, snapshot: Lsn) -> None:
+        """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
+        connection = self._open()
+        described = describe(connection, [table.oid]).get(table.oid)
+        if described is None:
+            return
+        with connection.transaction():
+            self._execute(
+                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, table.oid]
+            )
+            self._store_version(described, snapshot)
+
+    def forget(self, table: int) -> None:
+        """Remove everything of a table that has left the publication."""
+        with self._open().transaction():
+            for name in ("destination_tables_metadata", "table_schemas", "replication_state"):
+                self._execute(
+                    f"DELETE FROM etl.{name} WHERE pipeline_id = %s AND table_id = %s",  # noqa: S608
+                    [self._id, table],
+                )
+
+    # What people do with a state.
+
+    @property
+    def slot(self) -> str:
+        """The name of the pipeline's slot."""
+        return apply_slot(self._id)
+
+    def slot_is_active(self) -> bool:
+        """Whether somebody reads the slot just now."""
+        query = "SELECT active FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
+        return self._execute(query, [self.slot]).fetchone() == (True,)
+
+    def overview(self) -> Overview:
+        """Read where the pipeline is and how its tables stand."""
+        connection = self._open()
+        row = None
+        if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (False,):
+            row = self._execute(
+                "SELECT slot_name, publications, system_identifier, timeline, position::text, updated_at::text"  # noqa: S608
+                f" FROM etl.{PIPELINES} WHERE pipeline_id = %s",
+                [self._id],
+            ).fetchone()
+        tables = [
+            TableOverview(
+                oid, schema or "", name or str(oid), _kind(metadata), metadata.get("lsn"), metadata.get("reason"), since
+            )
+            for oid, schema, name, metadata, since in self._execute(
+                "SELECT s.table_id, n.nspname, c.relname, coalesce(s.metadata, '{}'), s.created_at::text"
+                " FROM etl.replication_state s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.table_id"
+                " LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE s.pipeline_id = %s AND s.is_current ORDER BY n.nspname, c.relname, s.table_id",
+                [self._id],
+            )
+        ]
+        if row is None:
+            return Overview(unsigned_id(self._id), self.slot, (), None, None, None, None, tables)
+        slot, publications, system_identifier, timeline, position, updated_at = row
+        return Overview(
+            unsigned_id(self._id),
+            slot,
+            tuple(publications),
+            system_identifier,
+            timeline,
+            Lsn.parse(position),
+            updated_at,
+            tables,
+        )
+
+    def find(self, table: str) -> int:
+        """Find a table of the pipeline by ``schema.table`` or OID. Raises OperationError for an unknown one."""
+        for known in self.overview().tables:
+            if table in (known.qualified, str(known.oid)):
+                return known.oid
+        raise OperationError(
+            f"pipeline {unsigned_id(self._id)} has no state of {table}", hint="'pgrepl state show' lists its tables"
+        )
+
+    def history(self, table: int) -> list[TableHistory]:
+        """Read the states that a table has been in, the current one first, then each one's predecessor."""
+        rows = self._execute(
+            "SELECT id, state::text, metadata::text, prev, is_current, created_at::text FROM etl.replication_state"
+            " WHERE pipeline_id = %s AND table_id = %s ORDER BY is_current DESC, id DESC",
+            [self._id, table],
+        )
+        return [TableHistory(*row) for row in rows]
+
+    def rollback(self, table: int) -> None:
+        """Make the state before the current one current again, and forget the one it leaves.
+
+        Raises OperationError when there is none before it.
+        """
+        with self._open().transaction():
+            current = self._execute(
+                "SELECT id, prev FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s AND is_current"
+                " FOR UPDATE",
+                [self._id, table],
+            ).fetchone()
+            if current is None or current[1] is None:
+                raise OperationError(f"table {table} has no state to go back to")
+            self._execute("DELETE FROM etl.replication_state WHERE id = %s", [current[0]])
+            self._execute(
+                "UPDATE etl.replication_state SET is_current = true, updated_at = now() WHERE id = %s", [current[1]]
+            )
+
+    def reset(self, tables: Collection[int], *, position_too: bool) -> None:
+        """Begin the history of tables anew with ``init``; their versions and the destination's metadata stay."""
+        with self._open().transaction():
+            for table in tables:
+                self._execute(
+                    "DELETE FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s", [self._id, table]
+                )
+                self._append(table, "init", {"type": "init"})
+            if position_too:
+                self._execute(f"DELETE FROM etl.{PIPELINES} WHERE pipeline_id = %s", [self._id])  # noqa: S608
+
+    def _execute(self, query: str, values: Sequence[Any]) -> psycopg.Cursor:
+        return self._open().execute(query, values)
+
+    def _state_of(self, table: int) -> int | None:
+        row = self._execute(
+            "SELECT id FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s AND is_current",
+            [self._id, table],
+        ).fetchone()
+        return row[0] if row else None
+
+    def _append(self, table: int, state: str, metadata: dict[str, Any]) -> None:
+        """Put a state behind the current one, which becomes history."""
+        self._execute(
+            "WITH before AS ("
+            " UPDATE etl.replication_state SET is_current = false, updated_at = now()"
+            " WHERE pipeline_id = %(pipeline)s AND table_id = %(table)s AND is_current RETURNING id)"
+            " INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, prev, is_current)"
+            " SELECT %(pipeline)s, %(table)s, %(state)s::etl.table_state, %(metadata)s, (SELECT id FROM before), true",
+            {"pipeline": self._id, "table": table, "state": state, "metadata": Jsonb(metadata)},  # type: ignore[arg-type]
+        )
+
+    def _count_copies(self, tables: Collection[int]) -> None:
+        for table in tables:
+            self._execute(
+                f"UPDATE etl.{PIPELINES} SET attempts = jsonb_set(attempts, ARRAY[%s::text],"  # noqa: S608
+                " to_jsonb(coalesce((attempts ->> %s::text)::int, 0) + 1)), updated_at = now() WHERE pipeline_id = %s",
+                [str(table), str(table), self._id],
+            )
+
+    def _move(self, position: Lsn) -> None:
+        self._execute(
+            f"UPDATE etl.{PIPELINES} SET position = greatest(position, %s::pg_lsn), updated_at = now()"  # noqa: S608
+            " WHERE pipeline_id = %s",
+            [str(position), self._id],
+        )
+
+    def _store_version(self, table: TableDescription, snapshot: Lsn) -> None:
+        row = self._execute(
+            "INSERT INTO etl.table_schemas (pipeline_id, table_id, schema_name, table_name, snapshot_id)"
+            " VALUES (%s, %s, %s, %s, %s) RETURNING id",
+            [self._id, table.oid, table.schema, table.name, str(snapshot)],
+        ).fetchone()
+        assert row is not None
+        types = etl_types.names(self._open(), [column.type_oid for column in table.columns])
+        for column in table.columns:
+            self._execute(
+                "INSERT INTO etl.table_columns (table_schema_id, column_name, column_type, type_modifier, nullable,"
+                " ordinal_position, primary_key_ordinal_position) VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                [
+                    row[0],
+                    column.name,
+                    types[column.type_oid],
+                    column.type_modifier,
+                    column.nullable,
+                    column.attnum,
+                    column.primary_key_place,
+                ],
+            )
+
+
+def _kind(metadata: Any) -> str:
+    kind = metadata.get("type") if isinstance(metadata, dict) else None
+    return kind if isinstance(kind, str) else "unknown"
+
+
+def _stored_table(oid: int, metadata: Any) -> StoredTable:
+    kind = metadata.get("type") if isinstance(metadata, dict) else None
+    match kind:
+        case "init" | "data_sync" | "finished_copy" | "ready":
+            return StoredTable(kind)
+        case "sync_done":
+            return StoredTable("sync_done", Lsn.parse(metadata["lsn"]))
+        case "errored":
+            policy = metadata.get("retry_policy") or {}
+            return StoredTable("errored", None, metadata.get("reason"), policy.get("next_retry"))
+        case _:
+            raise OperationError(
+                f"the stored state of table {oid} is not understood: {json.dumps(metadata)}",
+                hint="pgrepl state reset makes the table be copied again",
+            )

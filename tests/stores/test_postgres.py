@@ -1,0 +1,243 @@
+"""The state in schema etl: rows as supabase/etl has them, read back, rolled back and reset; and a tail that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgrepl import conninfo, migrations, names
+from pgrepl.errors import OperationError
+from pgrepl.lsn import Lsn
+from pgrepl.stores import Identity, StoredTable
+from pgrepl.stores.postgres import PostgresStore
+from tests.command import pgrepl
+from tests.servers.database import Database
+from tests.tail.running import Tail, run_tail
+
+BIG = 13193928276068826399
+HERE = Identity("7", 1, names.apply_slot(BIG), "pub")
+
+
+@pytest.fixture
+def etl(database: Database) -> Database:
+    with database.connect() as connection:
+        migrations.apply(connection)
+    return database
+
+
+def store_of(database: Database, pipeline: int = BIG) -> PostgresStore:
+    store = PostgresStore(conninfo.parse(database.dsn(), "the test"), pipeline)
+    store.prepare()
+    return store
+
+
+def rows(database: Database) -> list[tuple[Any, ...]]:
+    with database.connect() as connection:
+        return connection.execute(
+            "SELECT pipeline_id, table_id, state::text, metadata, prev, is_current"
+            " FROM etl.replication_state ORDER BY id"
+        ).fetchall()
+
+
+def test_a_life_of_a_table(etl: Database) -> None:
+    """The history is a chain, the id signed, and the position only goes forward."""
+    store = store_of(etl)
+    assert store.load().position is None
+    store.begin(HERE, Lsn(0x100), [5])
+    store.ready([5], Lsn(0x200))
+    store.position(Lsn(0x150))
+    signed = -5252815797640725217
+    assert rows(etl) == [
+        (signed, 5, "init", {"type": "init"}, None, False),
+        (signed, 5, "data_sync", {"type": "data_sync"}, 1, False),
+        (signed, 5, "finished_copy", {"type": "finished_copy"}, 2, False),
+        (signed, 5, "sync_done", {"type": "sync_done", "lsn": "0/200"}, 3, False),
+        (signed, 5, "ready", {"type": "ready"}, 4, True),
+    ]
+    state = store.load()
+    assert (state.identity, state.position, state.copies) == (HERE, 0x200, {5: 1})
+    assert state.tables == {5: StoredTable("ready")}
+    store.close()
+
+
+def test_rollback_forgets_what_it_leaves(etl: Database) -> None:
+    store = store_of(etl)
+    store.begin(HERE, Lsn(0x100), [5])
+    store.rollback(5)
+    assert [(row[2], row[5]) for row in rows(etl)] == [("init", True)]
+    with pytest.raises(OperationError, match="no state to go back to"):
+        store.rollback(5)
+    store.close()
+
+
+def test_pipelines_stay_apart(etl: Database) -> None:
+    first, second = store_of(etl), store_of(etl, 7)
+    first.begin(HERE, Lsn(0x100), [5])
+    second.begin(Identity("7", 1, names.apply_slot(7), "pub"), Lsn(0x300), [5])
+    first.ready([5], Lsn(0x200))
+    second.forget(5)
+    assert first.load().tables == {5: StoredTable("ready")}
+    assert second.load().tables == {}
+    third = store_of(etl, 9)
+    assert third.other_pipelines() == [BIG]
+    for store in (first, second, third):
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "stored"),
+    [
+        ({"type": "sync_done", "lsn": "0/1a"}, StoredTable("sync_done", Lsn(0x1A))),
+        ({"type": "finished_copy", "more": 1}, StoredTable("finished_copy")),
+        (
+            {"type": "errored", "reason": "r", "retry_policy": {"type": "timed_retry", "next_retry": "t"}},
+            StoredTable("errored", None, "r", "t"),
+        ),
+    ],
+)
+def test_what_supabase_etl_has_left_is_read(etl: Database, metadata: dict[str, Any], stored: StoredTable) -> None:
+    """Only the metadata counts, whatever the state column says."""
+    with etl.connect() as connection:
+        connection.execute(
+            "INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, is_current)"
+            " VALUES (%s, 5, 'init', %s, true)",
+            [names.signed_id(BIG), json.dumps(metadata)],
+        )
+    store = store_of(etl)
+    assert store.load().tables == {5: stored}
+    store.close()
+
+
+def test_a_state_that_nobody_knows_is_an_error(etl: Database) -> None:
+    with etl.connect() as connection:
+        connection.execute(
+            "INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, is_current)"
+            " VALUES (7, 5, 'init', NULL, true)"
+        )
+    store = store_of(etl, 7)
+    with pytest.raises(OperationError, match="not understood"):
+        store.load()
+    store.close()
+
+
+def test_without_migrations_it_says_what_to_run(database: Database) -> None:
+    database.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+    finished = run_tail("pub", "--store", "postgres", dsn=database.dsn())
+    assert finished.code == 1
+    assert "pgrepl migrations apply" in finished.stderr
+
+
+def test_tail_goes_on_where_it_stopped(etl: Database, tmp_path: Path) -> None:
+    etl.psql("""
+        CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'a');
+        CREATE PUBLICATION pub FOR TABLE t;
+    """)
+    output = tmp_path / "out.jsonl"
+    options = ["pub", "--store", "postgres", "-o", str(output), "--until-lsn", "now"]
+    assert run_tail(*options, dsn=etl.dsn()).code == 0
+    etl.psql("INSERT INTO t VALUES (2, 'b'); CREATE TABLE late (id int PRIMARY KEY); INSERT INTO late VALUES (9)")
+    etl.psql("ALTER PUBLICATION pub ADD TABLE late")
+    assert run_tail(*options, dsn=etl.dsn()).code == 0
+    assert run_tail(*options, dsn=etl.dsn()).code == 0
+    events = [json.loads(line) for line in output.read_text().splitlines()]
+    assert sorted((event["op"], event["new"]["id"]) for event in events if "new" in event) == [
+        ("insert", 2),
+        ("read", 1),
+        ("read", 9),
+    ]
+    shown = json.loads(pgrepl("state", "show", "--json", "-d", etl.dsn()).stdout)
+    assert [(table["table"], table["state"]) for table in shown["tables"]] == [("late", "ready"), ("t", "ready")]
+    with etl.connect() as connection:
+        versions = connection.execute(
+            "SELECT s.table_name, s.snapshot_id::text, c.column_name, c.column_type, c.ordinal_position,"
+            " c.primary_key_ordinal_position"
+            " FROM etl.table_schemas s JOIN etl.table_columns c ON c.table_schema_id = s.id"
+            " WHERE table_name = 't' ORDER BY 5"
+        ).fetchall()
+    assert versions == [("t", "0/0", "id", "INT4", 1, 1), ("t", "0/0", "a", "TEXT", 2, None)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()",
+            "is gone",
+        ),
+        (
+            "INSERT INTO t VALUES (3, 'x'); SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn())"
+            " FROM pg_replication_slots WHERE database = current_database()",
+            "beyond the stored position",
+        ),
+        ("UPDATE etl.pgrepl_pipelines SET system_identifier = '1'", "the state belongs to the server 1"),
+        ("UPDATE etl.pgrepl_pipelines SET position = 'FFFF/0'", "beyond the server's WAL"),
+    ],
+    ids=["slot dropped", "slot advanced", "another server", "another history"],
+)
+def test_what_a_person_must_decide(etl: Database, spoil: str, message: str) -> None:
+    """Exit code 5, and nothing made or skipped."""
+    etl.psql("CREATE TABLE t (id int PRIMARY KEY, a text); CREATE PUBLICATION pub FOR TABLE t")
+    options = ["pub", "--store", "postgres"]
+    assert run_tail(*options, "--until-lsn", "now", dsn=etl.dsn()).code == 0
+    etl.psql(spoil)
+    before = rows(etl)
+    finished = run_tail(*options, "--until-lsn", "now", dsn=etl.dsn())
+    assert finished.code == 5
+    assert message in finished.stderr
+    assert finished.stdout == ""
+    assert rows(etl) == before
+
+
+def test_reset_makes_a_lost_slot_good(etl: Database) -> None:
+    etl.psql(
+        "CREATE TABLE t (id int PRIMARY KEY, a text); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)"
+    )
+    options = ["pub", "--store", "postgres", "--until-lsn", "now"]
+    assert run_tail(*options, dsn=etl.dsn()).code == 0
+    etl.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()")
+    assert run_tail(*options, dsn=etl.dsn()).code == 5
+    assert pgrepl("state", "reset", "--all", "--yes", "-d", etl.dsn()).returncode == 0
+    finished = run_tail(*options, dsn=etl.dsn())
+    assert finished.code == 0, finished.stderr
+    assert [event["op"] for event in finished.events] == ["snapshot_begin", "read", "snapshot_end"]
+
+
+def test_state_is_not_written_beside_a_running_pipeline(etl: Database) -> None:
+    etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+    with Tail("pub", "--store", "postgres", dsn=etl.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        refused = pgrepl("state", "reset", "public.t", "--yes", "-d", etl.dsn())
+        assert refused.returncode == 1
+        assert "is active" in refused.stderr
+        assert tail.stop().code == 143
+
+
+def test_a_slot_that_is_there_is_read_and_left(database: Database) -> None:
+    """With the memory store and --slot: from its confirmed position, each table copied, nothing made or dropped."""
+    database.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)")
+    missing = run_tail("pub", "--slot", "mine", dsn=database.dsn())
+    assert (missing.code, missing.stdout) == (1, "")
+    assert "slot mine does not exist" in missing.stderr
+    with database.connect() as connection:
+        connection.execute("SELECT pg_create_logical_replication_slot('mine', 'pgoutput')")
+        connection.execute("INSERT INTO t VALUES (2)")
+        first = run_tail("pub", "--slot", "mine", "--until-lsn", "now", dsn=database.dsn())
+        connection.execute("INSERT INTO t VALUES (3)")
+        second = run_tail("pub", "--slot", "mine", "--snapshot", "never", "--until-lsn", "now", dsn=database.dsn())
+        left = connection.execute("SELECT slot_name FROM pg_replication_slots WHERE database = %s", [database.name])
+        assert left.fetchall() == [("mine",)]
+    assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
+    assert sorted(event["new"]["id"] for event in first.events if "new" in event) == [1, 2]
+    assert [(event["op"], event["new"]["id"]) for event in second.events] == [("insert", 3)]
+
+
+def test_without_a_snapshot_a_table_is_ready_at_once(etl: Database) -> None:
+    etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)")
+    options = ["pub", "--store", "postgres", "--until-lsn", "now"]
+    assert run_tail(*options, "--snapshot", "never", dsn=etl.dsn()).stdout == ""
+    etl.psql("INSERT INTO t VALUES (2)")
+    finished = run_tail(*options, dsn=etl.dsn())
+    assert [(event["op"], event["new"]["id"]) for event in finished.events] == [("insert", 2)]
