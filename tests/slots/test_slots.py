@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -147,7 +148,8 @@ def test_a_slot_that_waits_for_a_long_transaction_is_being_created(database: Dat
         f"being created by pid {slot.holder.pid}, which waits for pid {pid} (postgres, monthly report, idle in"
     )
     assert "SELECT pg_current_xact_id()" in slot.verdict.text
-    assert slot.verdict.text in table
+    # The transaction has grown older meanwhile.
+    assert re.split(r" for \d+ s", slot.verdict.text)[0] in table
     # Who may not see what others do sees at least who it is.
     assert unprivileged.verdict.level == "warn"
     assert f"waits for pid {pid} (postgres, monthly report)" in unprivileged.verdict.text
