@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pgrepl import connection, migrations
+from pgrepl.conninfo import parse
 from pgrepl.names import signed_id
 from tests.servers.database import Database
 
 
 def state_table(database: Database) -> None:
-    """Make supabase/etl's table of states, of the columns that count, if it is not there."""
-    database.psql(
-        """
-        CREATE SCHEMA IF NOT EXISTS etl;
-        DO $$ BEGIN
-            CREATE TYPE etl.table_state AS ENUM (
-                'init', 'data_sync', 'finished_copy', 'sync_done', 'ready', 'errored');
-        EXCEPTION WHEN duplicate_object THEN NULL;
-        END $$;
-        CREATE TABLE IF NOT EXISTS etl.replication_state (
-            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, pipeline_id bigint NOT NULL, table_id oid NOT NULL,
-            state etl.table_state NOT NULL, metadata jsonb, prev bigint, is_current boolean NOT NULL DEFAULT true,
-            created_at timestamptz NOT NULL DEFAULT now(), updated_at timestamptz NOT NULL DEFAULT now());
-        """
-    )
+    """Make the tables of supabase/etl's state, if they are not there."""
+    with connection.connect(parse(database.dsn(), "the test"), "the test") as conn:
+        if conn.execute("SELECT to_regclass('etl.replication_state')").fetchone() == (None,):
+            migrations.apply(conn)
 
 
 def state(database: Database, table: str, name: str, *, pipeline: int, **details: Any) -> int:

@@ -221,8 +221,7 @@ def test_a_table_that_stopped(database: Database) -> None:
     assert unknown.status is Status.UNKNOWN
     run_sql(database, unknown)
     assert ask("state.errored", database, store="postgres", user="onlooker").status is Status.FAIL
-    # What the command stores.
-    state(database, "t", "init", pipeline=own(database))
+    run_command(database, commands_of(found)[0])
     assert ask("state.errored", database, store="postgres").status is Status.PASS
 
 

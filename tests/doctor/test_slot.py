@@ -85,6 +85,7 @@ def test_a_named_slot_that_is_not_there_yet(database: Database, name: str) -> No
 
 def test_a_slot_that_is_gone_while_its_state_is_there(database: Database) -> None:
     state(database, "t", "ready", pipeline=own_id(database))
+    pipelines_row(database, own_id(database), own_slot(database), "0/1")
     found = ask("slot.exists", database, store="postgres")
     assert (found.status, found.object) == (Status.FAIL, own_slot(database))
     assert found.evidence["saved_tables"] == ["public.t"]
@@ -98,9 +99,7 @@ def test_a_slot_that_is_gone_while_its_state_is_there(database: Database) -> Non
     run_sql(database, unknown)
     assert ask("slot.exists", database, store="postgres", user="onlooker").status is Status.FAIL
 
-    # The command is built with the store; this is what it does to the table.
-    database.psql("DELETE FROM etl.replication_state")
-    state(database, "t", "init", pipeline=own_id(database))
+    run_command(database, commands_of(found)[0])
     assert ask("slot.exists", database, store="postgres").status is Status.INFO
 
 
