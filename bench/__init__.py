@@ -1,0 +1,1 @@
+"""What pgrepl costs, measured beside PostgreSQL's own tools in the same run."""
