@@ -141,7 +141,7 @@ class Spool:
         if sequence.last_order < order:
             self.drop(key)
             return
-        sequence.first_order = order
+        sequence.first_order = max(sequence.first_order, order)
         while sequence.segments and sequence.segments[0].last_order < order:
             self._unlink(sequence.segments[0])
             sequence.segments.popleft()

@@ -259,9 +259,8 @@ class PostgresStore:
 
     def overview(self) -> Overview:
         """Read where the pipeline is and how its tables stand."""
-        connection = self._open()
         row = None
-        if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (False,):
+        if self._has_pipelines():
             row = self._execute(
                 "SELECT slot_name, publications, system_identifier, timeline, position::text, updated_at::text"  # noqa: S608
                 f" FROM etl.{PIPELINES} WHERE pipeline_id = %s",
@@ -292,6 +291,9 @@ class PostgresStore:
             updated_at,
             tables,
         )
+
+    def _has_pipelines(self) -> bool:
+        return self._execute("SELECT to_regclass(%s) IS NOT NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,)
 
     def server_identity(self) -> tuple[str, int]:
         """Read the system identifier and timeline of the server as it is now. Raises OperationError when it may not."""
@@ -352,7 +354,8 @@ class PostgresStore:
                     "DELETE FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s", [self._id, table]
                 )
                 self._append(table, "init", {"type": "init"})
-            if position_too:
+            # A pipeline that pgrepl has never run may not have the table.
+            if position_too and self._has_pipelines():
                 self._execute(f"DELETE FROM etl.{PIPELINES} WHERE pipeline_id = %s", [self._id])  # noqa: S608
 
     def _execute(self, query: str, values: Sequence[Any]) -> psycopg.Cursor:

@@ -254,3 +254,14 @@ def test_adopt_takes_the_state_for_this_servers(etl: Database) -> None:
     assert run_tail(*options, dsn=etl.dsn()).code == 5
     assert pgrepl("state", "adopt", "--yes", "-d", etl.dsn()).returncode == 0
     assert run_tail(*options, dsn=etl.dsn()).code == 0
+
+
+def test_a_pipeline_that_only_upstream_ran_can_be_reset(etl: Database) -> None:
+    """There is no table of pgrepl's own then."""
+    with etl.connect() as connection:
+        connection.execute(
+            "INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, is_current)"
+            """ VALUES (7, 5, 'ready', '{"type": "ready"}', true)"""
+        )
+    assert pgrepl("state", "reset", "--all", "--yes", "-d", etl.dsn()).returncode == 0
+    assert [(row[0], row[2]) for row in rows(etl)] == [(7, "init")]
