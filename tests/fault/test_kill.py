@@ -46,7 +46,7 @@ def _alter(connection: psycopg.Connection, dice: random.Random, number: int) -> 
     for part in statement.split(";"):
         try:
             connection.execute(part)
-        except psycopg.errors.LockNotAvailable:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             return
 
 
