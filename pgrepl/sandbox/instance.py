@@ -72,8 +72,10 @@ class Sandbox:
         try:
             self._make_directories()
             with self._locked():
-                tree = self._programs()
-                cluster = self._cluster(tree)
+                server = self.directory / "server"
+                if not server.is_dir():
+                    make_directory(server, self._account)
+                cluster = self._cluster(self._programs())
                 if not cluster.exists:
                     cluster.create(self._password(), durable=self._durable)
                 cluster.start(SETTINGS, port=_PORT)
@@ -149,9 +151,6 @@ class Sandbox:
                 path.mkdir(exist_ok=True)
                 # Whatever the umask is: only we write here, and the server's account passes through.
                 path.chmod(0o755 if self._account else 0o700)
-        server = self.directory / "server"
-        if not server.is_dir():
-            make_directory(server, self._account)
 
     def _password(self) -> str:
         self._password_file.touch(mode=0o600)
