@@ -18,7 +18,7 @@ from pgrepl.sinks import Sink
 from pgrepl.stores import Store
 
 _STEP = 0.2
-_FIRST_RETRY = 0.5
+FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
 
 Reason = Literal["snapshot", "limit", "until", "duration", "stopped"]
@@ -125,7 +125,7 @@ class Run:
     refresh: bool = False
     deadline: float | None = None
     told_blockers: float = 0.0
-    delay: float = _FIRST_RETRY
+    delay: float = FIRST_RETRY
 
     def next_delay(self) -> float:
         """Give the seconds to wait before the next attempt, longer each time; jitter keeps many clients apart."""

@@ -1,0 +1,283 @@
+"""The apply loop's deeds: what comes from the stream and from copies goes where the core says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from pgrepl import events
+from pgrepl.catalog.publications import PublishedTable
+from pgrepl.engine import copying, relations
+from pgrepl.engine.changes import Changes
+from pgrepl.engine.connections import Connections
+from pgrepl.engine.copying import Copier, Inbox
+from pgrepl.engine.core import (
+    Action,
+    Confirm,
+    Copy,
+    Core,
+    DropSpool,
+    HandOver,
+    MarkCopying,
+    StoreCaughtUp,
+    StorePosition,
+    StoreReady,
+)
+from pgrepl.engine.patience import in_store
+from pgrepl.engine.publishing import Publishing
+from pgrepl.engine.routing import Router
+from pgrepl.engine.run import End, Reason, Run, StartAgain
+from pgrepl.engine.starting import Beginning
+from pgrepl.events import Event
+from pgrepl.lsn import Lsn
+from pgrepl.pgoutput import messages
+from pgrepl.pgoutput.decoder import decode
+from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data
+
+
+class Applier:
+    """Carry out what the core decides about the messages of a stream and the rows of copies.
+
+    ``confirm`` is told positions that are durable and stored, and ``check_stream`` raises when the stream is lost.
+    ``until`` is the position before which the run is to end.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        connections: Connections,
+        core: Core,
+        beginning: Beginning,
+        copier: Copier,
+        inbox: Inbox,
+        *,
+        until: Lsn | None,
+        confirm: Callable[[Lsn], None],
+        check_stream: Callable[[], bool],
+    ) -> None:
+        self._run = run
+        self._options = run.options
+        self._output = run.output
+        self._progress = run.progress
+        self._core = core
+        self._copier = copier
+        self._inbox = inbox
+        self._confirm = confirm
+        self._check_stream = check_stream
+        self._persistent = run.options.slot is not None
+        self._until = until
+        # Set when the run is to end with the transaction that is being written.
+        self._finish: Reason | None = None
+        self.publishing = Publishing(run, connections, core, beginning.removed)
+        self._changes = Changes(
+            lambda relation, transaction: relations.resolve(connections.admin, relation, transaction.xid),
+            printed=self.publishing.wants,
+            known=beginning.known,
+            appeared=self.publishing.appeared,
+        )
+        self._router = Router(core, run.output, run.spool, frames=run.options.transactions, printed=self._row_printed)
+        self._done()
+
+    def begin_copies(self, beginning: Beginning) -> None:
+        """Begin to copy what is due."""
+        self._expect(beginning.due)
+        if beginning.prepared is not None:
+            for table in beginning.prepared.tables:
+                self.perform(self._core.copy_begins(table.oid, beginning.position))
+            self._copier.run(beginning.prepared)
+        self.perform(self._core.copies_due())
+
+    def broken_off(self) -> None:
+        """Take note that the stream broke off, perhaps in the middle of a transaction."""
+        self._changes.broken_off()
+        self._router.broken_off()
+        self._core.connection_lost()
+
+    # The stream.
+
+    def payloads(self, payloads: list[bytes]) -> None:
+        """Take what came from the server. Raises End at an end of the run."""
+        for payload in payloads:
+            framed = parse_copy_data(payload)
+            if isinstance(framed, Keepalive):
+                if not self._core.in_transaction:
+                    # All that the server had to send before wal_end has come, and has been handled.
+                    self.perform(self._core.keepalive(framed.wal_end))
+                    self._done()
+                    self._end_at(framed.wal_end)
+                continue
+            self._message(framed.start, decode(framed.data))
+            if self._output.full:
+                self._output.write()
+
+    def _message(self, start: Lsn, message: messages.AnyMessage) -> None:
+        kind = type(message)
+        if kind is messages.Begin:
+            assert isinstance(message, messages.Begin)
+            self._end_at(message.final_lsn)
+            self._changes.apply(start, message)
+            self._core.begin(message.final_lsn)
+            transaction = self._changes.transaction
+            assert transaction is not None
+            self._router.begin(transaction)
+            return
+        for event in self._changes.apply(start, message):
+            self._router.route(event)
+        if kind is messages.Commit:
+            assert isinstance(message, messages.Commit)
+            self._router.commit(message.end_lsn)
+            self._progress.transactions += 1
+            actions = self._core.commit(message.end_lsn)
+            self._done()
+            self.perform(actions)
+            self.end_between()
+
+    def end_between(self) -> None:
+        """End the run for a signal or the clock, now or with the transaction that is open."""
+        self._finish = self._finish or self._run.ending()
+        if self._finish is not None and not self._core.in_transaction:
+            raise End(self._finish)
+
+    def _end_at(self, position: Lsn) -> None:
+        if self._until is not None and position >= self._until and not self._core.copying:
+            raise End("until")
+
+    def _done(self) -> None:
+        if self._core.at_boundary:
+            self._output.boundary(self._core.done)
+        self._progress.position = self._core.done
+
+    def _row_printed(self, _event: Event) -> None:
+        self._progress.rows += 1
+        limit = self._options.limit
+        if limit is not None and self._progress.rows >= limit:
+            if self._options.exact_limit:
+                raise End("limit")
+            self._finish = "limit"
+
+    # Copies.
+
+    def copied(self) -> None:
+        """Take in what copies have to tell."""
+        while (news := self._inbox.take()) is not None:
+            self._news(news)
+            self._done()
+            if self._output.full:
+                self._output.write()
+
+    def _news(self, news: copying.News) -> None:
+        # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.
+        streaming = self._persistent or self._check_stream()
+        match news:
+            case copying.Begins(table, snapshot_lsn):
+                if table.oid not in self._core.tables:
+                    return
+                attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
+                self._changes.knows(table)
+                self.perform(self._core.copy_begins(table.oid, snapshot_lsn))
+                if self._until is not None:
+                    self._until = max(self._until, snapshot_lsn)
+                in_store(self._run, lambda: self._run.store.schema(table, Lsn(0)))
+                self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
+            case copying.Rows(oid, lines, count):
+                if oid in self._core.tables:
+                    self._rows(lines, count)
+            case copying.Ends(table, snapshot_lsn, rows):
+                if table.oid not in self._core.tables:
+                    return
+                attempt = self._run.copies[table.oid]
+                self._output.emit(events.SnapshotEnd(table, attempt, rows, snapshot_lsn))
+                self._progress.tables_done += 1
+                self.perform(self._core.copy_ends(table.oid))
+            case copying.Lost(oids, reason):
+                self._run.observer.warning(f"{reason}; the copy begins again")
+                if not streaming:
+                    raise StartAgain(reason)
+                for oid in oids:
+                    if oid in self._core.tables:
+                        self.perform(self._core.copy_lost(oid))
+            case copying.Gone(oids):
+                for oid in oids:
+                    self.perform(self._core.forget(oid))
+            case copying.Failed(oid, error):
+                if not self._persistent:
+                    raise error
+                self._run.observer.warning(f"{error}; the stream goes on without this table", hint=error.hint)
+                in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
+                self.perform(self._core.copy_failed(oid))
+
+    def _rows(self, lines: bytes, count: int) -> None:
+        limit = self._options.limit
+        if limit is not None and self._progress.rows + count >= limit:
+            wanted = limit - self._progress.rows
+            kept = b"".join(lines.splitlines(keepends=True)[:wanted])
+            self._output.add(kept)
+            self._progress.rows += wanted
+            raise End("limit")
+        self._output.add(lines)
+        self._progress.rows += count
+        self._progress.rows_copied += count
+        self._run.check_end()
+
+    def _expect(self, tables: Sequence[PublishedTable]) -> None:
+        if tables:
+            self._progress.phase = "copying"
+            self._progress.tables += len(tables)
+            self._progress.rows_to_copy += sum(table.rows or 0 for table in tables)
+
+    # What is due between messages.
+
+    def settle(self) -> None:
+        """Write what was gathered, store and confirm what is durable, and look at the publication when it is time."""
+        self._output.write()
+        self._output.tick()
+        self.perform(self._core.durable(self._output.durable(), time.monotonic()))
+        self.publishing.forget_removed(self.perform)
+        due = self.publishing.refresh_when_due()
+        if due:
+            self._expect(due)
+            self.perform(self._core.copies_due())
+        self._progress.phase = "copying" if self._core.copying else "streaming"
+        self._progress.spooled = self._run.spool.used
+        self._run.observer.progress(self._progress)
+
+    def close(self) -> None:
+        """Make what was printed durable, store it, and say it to the server as the last word."""
+        self._output.close()
+        self.perform(self._core.durable(self._output.durable(), time.monotonic(), at_once=True))
+
+    def perform(self, actions: list[Action]) -> None:
+        """Do what the core has decided."""
+        run, store = self._run, self._run.store
+        for action in actions:
+            match action:
+                case MarkCopying(tables):
+                    in_store(run, lambda tables=tables: store.copying(tables))  # type: ignore[misc]
+                case Copy(tables):
+                    self._copier.copy(tables)
+                case DropSpool(table, before):
+                    run.spool.drop(table, before)
+                case HandOver(tables):
+                    self._hand_over(tables)
+                case StoreReady(tables, position):
+                    in_store(run, lambda t=tables, p=position: store.ready(t, p))  # type: ignore[misc]
+                    self.perform(self._core.stored_at(position))
+                case StoreCaughtUp(tables):
+                    in_store(run, lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
+                case StorePosition(position):
+                    in_store(run, lambda p=position: store.position(p))  # type: ignore[misc]
+                    self.perform(self._core.stored_at(position))
+                case Confirm(position):
+                    self._confirm(position)
+
+    def _hand_over(self, tables: tuple[int, ...]) -> None:
+        """Print what was spooled of tables whose copy is done, and make it durable."""
+        for table in tables:
+            for line in self._run.spool.lines(table):
+                self._output.add(line)
+                if self._output.full:
+                    self._output.write()
+            self._run.spool.drop(table, None)
+        self._output.boundary(self._core.done)
+        self._output.sync()
+        self.perform(self._core.handed_over())
