@@ -50,7 +50,7 @@ class Connections:
         self._open.close()
 
     def open_admin(self) -> None:
-        """Open ``admin`` anew; what was open before is closed, since a slot serves one connection at a time."""
+        """Open ``admin`` anew, and close what else is still open."""
         self.close()
         self.admin = self.open()
 

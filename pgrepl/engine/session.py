@@ -253,6 +253,8 @@ class Session:
             if self._core.copying:
                 raise StartAgain(one_line(error))
             raise self._slot_gone(error, _START_AGAIN) from None
+        # It may be another connection than the stream's, which holds the slot then.
+        self._connections.close()
         self._observer.warning(f"{one_line(error)}; connecting again")
         while True:
             self._pause_writing(self._run.next_delay())

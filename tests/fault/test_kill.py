@@ -55,11 +55,11 @@ class _Killer:
             time.sleep(self._dice.uniform(0, 0.5))
             return
         if number % 5 in (1, 3):
-            workload.wait(lambda: self._doing(connection) == "stream" or not tail.running, "the stream", of=tail)
-            workload.wait(lambda: has_more(tail) or not tail.running, "output", of=tail)
+            workload.wait(lambda: self._doing(connection) == "stream", "the stream", of=tail)
+            workload.wait(lambda: has_more(tail), "output", of=tail)
             time.sleep(self._dice.uniform(0, 0.3))
         else:
-            workload.wait(lambda: self._doing(connection) != "start" or not tail.running, "the start", of=tail)
+            workload.wait(lambda: self._doing(connection) != "start", "the start", of=tail)
             time.sleep(self._dice.uniform(0, 0.15))
 
     def _doing(self, connection: psycopg.Connection) -> str:

@@ -50,10 +50,11 @@ def times(count: int) -> int:
 
 
 def wait(condition: Callable[[], object], what: str, seconds: float = 60.0, *, of: Tail | None = None) -> None:
-    """Wait for something, of a tail perhaps, for at most so many seconds."""
+    """Wait for something, for at most so many seconds; ``of`` a tail that is to run meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come\n{of.stderr if of else ''}"
+        assert of is None or of.running, f"it ended\n{of.stderr}"
         time.sleep(0.02)
 
 
