@@ -324,6 +324,11 @@ class _Job:
         size = count = total = 0
         try:
             for rows in worker.read(unit):
+                if self._stopping.is_set():
+                    return False
+                if oid in self._broken:
+                    # Another worker has given the table up. A COPY that is broken off would spoil the transaction.
+                    continue
                 for row in rows:
                     line = self._encode(events.Read(table, row, lsn))
                     lines.append(line)
@@ -333,11 +338,6 @@ class _Job:
                     self._put(Rows(oid, lsn, b"".join(lines), count))
                     total += count
                     lines, size, count = [], 0, 0
-                if self._stopping.is_set():
-                    return False
-                if oid in self._broken:
-                    # Another worker has given the table up.
-                    break
         except SnapshotUnusable as unusable:
             self._break(oid, Lost((oid,), str(unusable)))
             return True

@@ -64,6 +64,11 @@ def prepare(database: Database) -> None:
     database.psql(SCHEMA)
     with database.connect() as connection:
         add_table(connection, "bulk", 3 * ROWS)
+    migrate(database)
+
+
+def migrate(database: Database) -> None:
+    """Make the state tables."""
     subprocess.run(
         [sys.executable, "-m", "pgrepl", "migrations", "apply", "-d", database.dsn()],
         check=True,
