@@ -127,6 +127,9 @@ class PostgresStore:
         if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
             try:
                 connection.execute(CREATE_PIPELINES)
+            except (psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+                # Another pipeline has made it just now.
+                pass
             except psycopg.errors.InsufficientPrivilege:
                 user = connection.info.user
                 script = " ".join(CREATE_PIPELINES.split())

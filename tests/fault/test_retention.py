@@ -58,7 +58,10 @@ def test_wal_stays_bounded_during_a_slow_copy(store: str, database18: Database) 
                 most = max(most, _retained(connection))
             assert b'"snapshot_end"' not in reader.seen, "the copy was over too soon to show anything"
             assert most < _BOUND
-            print(f"store {store}: at most {most >> 20} MB of {written >> 20} MB of WAL were retained")
+            assert reader.size < written / 4, "the stream was read only while the reader made room"
+            print(
+                f"store {store}: at most {most >> 20} MB of {written >> 20} MB of WAL retained, {reader.size >> 20} MB read"
+            )
             tail.kill()
         workload.wait(lambda: len(_slots(connection)) == (store == "postgres"), "the end of the slots")
 
@@ -69,12 +72,15 @@ class _SlowReader:
     def __init__(self, tail: Tail) -> None:
         self._pipe = tail.pipe.fileno()
         self.seen = b""
+        self.size = 0
 
     def read(self) -> bool:
         """Read one piece if there is one."""
         if not select.select([self._pipe], [], [], 0)[0]:
             return False
-        self.seen = self.seen[-100:] + os.read(self._pipe, 64 << 10)
+        piece = os.read(self._pipe, 64 << 10)
+        self.size += len(piece)
+        self.seen = self.seen[-100:] + piece
         return True
 
 
