@@ -70,7 +70,7 @@ def decide(
             hint="the slot did not survive the failover as it was: reset the state and take a new snapshot",
         )
     if slot.confirmed > state.position and not accept_slot_position:
-        raise PositionError(_ahead(server.slot, slot.confirmed, state.position), hint=_AHEAD_HINT)
+        raise PositionError(ahead(server.slot, slot.confirmed, state.position), hint=_AHEAD_HINT)
     if slot.confirmed > state.position:
         return Resume("resume", slot.confirmed)
     if state.position > wal_end:
@@ -81,17 +81,23 @@ def decide(
     return Resume("resume", state.position)
 
 
+_ALIGNMENT = 8
+"""Every WAL record starts at a multiple of so many bytes."""
+
 _AHEAD_HINT = (
     "was another consumer on this slot? --accept-slot-position goes on from the slot without what lies between;"
     " a new snapshot loses nothing"
 )
 
 
-def _ahead(slot: str, confirmed: Lsn, stored: Lsn) -> str:
+def ahead(slot: str, confirmed: Lsn, stored: Lsn) -> str:
+    """Say that a slot is ahead of the stored position, and who may have moved it."""
     distance = confirmed - stored
-    if distance == 1:
+    if distance < _ALIGNMENT:
+        # Nobody else confirms what is no start of a record.
+        how_far = "one byte" if distance == 1 else f"{distance} bytes"
         return (
-            f"the slot {slot} is at {confirmed}, one byte beyond the stored position {stored}:"
+            f"the slot {slot} is at {confirmed}, {how_far} beyond the stored position {stored}:"
             " supabase/etl was started in between, and the server skips a transaction that commits exactly there"
         )
     return f"the slot {slot} is at {confirmed}, {distance} bytes beyond the stored position {stored}: a gap"
