@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from pgrepl.catalog import server, slots
+from pgrepl.catalog.slots import Slot
 from pgrepl.connection import one_line
 from pgrepl.engine.changes import OWN_PREFIX
 from pgrepl.engine.resume import ahead
@@ -48,9 +49,9 @@ def release(
     """Leave the slot of a pipeline that is done up to ``position``, and give where it stands then.
 
     Where nothing has been written since, it takes a message of our own to have a record to stand in; ``store`` is told
-    the position behind it first. Raises PositionError when the slot is gone, lost or ahead of the position, and
-    OperationError when it is in use or two-phase, when a transaction that has not been read commits exactly at the
-    position, and when it cannot be done in ``seconds``.
+    the position behind it first. A reader that is just going is waited for. Raises PositionError when the slot is gone,
+    lost or ahead of the position, and OperationError when it is in use or two-phase, when a transaction that has not
+    been read commits exactly at the position, and when it cannot be done in ``seconds``.
     """
     work = _Release(connection, name, publications, time.monotonic() + seconds)
     return work.run(position, store)
@@ -88,7 +89,10 @@ class _Release:
         return self._advance(Lsn(end - 1))
 
     def _confirmed(self, position: Lsn) -> Lsn:
-        slot = next((slot for slot in slots.all_of(self._connection) if slot.name == self._name), None)
+        slot = self._find()
+        while slot is not None and slot.active and time.monotonic() < self._deadline:
+            time.sleep(_STEP)
+            slot = self._find()
         if slot is None or slot.lost or slot.confirmed_flush_lsn is None:
             raise PositionError(
                 f"the slot {self._name} {'is gone' if slot is None else 'is lost'}, so there is nothing to release",
@@ -101,6 +105,9 @@ class _Release:
         if slot.confirmed_flush_lsn > position:
             raise PositionError(ahead(self._name, slot.confirmed_flush_lsn, position))
         return slot.confirmed_flush_lsn
+
+    def _find(self) -> Slot | None:
+        return next((slot for slot in slots.all_of(self._connection) if slot.name == self._name), None)
 
     def _write_message(self) -> Lsn:
         """Write a record, and give its end once it is flushed: the server advances no slot beyond that."""

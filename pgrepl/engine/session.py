@@ -18,17 +18,20 @@ from pgrepl.engine.applying import Applier
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.copying import Copier, Inbox
 from pgrepl.engine.core import Core
+from pgrepl.engine.release import release
 from pgrepl.engine.run import FIRST_RETRY, End, Run, StartAgain
 from pgrepl.engine.starting import Beginning, Start
-from pgrepl.errors import ConnectError, OperationError, PositionError
+from pgrepl.errors import ConnectError, OperationError, PgreplError, PositionError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.receiver import Receiver
 from pgrepl.replication.walsender import Walsender
 from pgrepl.sinks.file import FileSink
 from pgrepl.stores.memory import MemoryStore
+from pgrepl.stores.postgres import PostgresStore
 
 _STEP = 0.2
 _HOLDER_PATIENCE = 5.0
+_RELEASE_SECONDS = 2.0
 
 
 class Session:
@@ -41,6 +44,8 @@ class Session:
         self._resources = resources
         self._persistent = run.options.slot is not None
         self._receiver: Receiver | None = None
+        # Set at a good end of a pipeline that supabase/etl may go on with.
+        self._leaving = False
 
     def run(self) -> None:
         """Prepare and stream. Ends with End, StartAgain, or an error."""
@@ -82,7 +87,10 @@ class Session:
                         raise
                     walsender = self._after_loss(error)
         except End:
+            self._leaving = isinstance(self._run.store, PostgresStore)
             self._applier.close()
+            if self._leaving:
+                self._release()
             raise
 
     def _make_core(self, beginning: Beginning) -> Core:
@@ -171,7 +179,28 @@ class Session:
 
     def _confirm(self, position: Lsn) -> None:
         if self._receiver is not None:
-            self._receiver.confirm(position)
+            # The last word may lie inside the last record; said all the time it would hold up the server's shutdown.
+            self._receiver.confirm(Lsn(position - 1) if self._leaving else position)
+
+    def _release(self) -> None:
+        """Leave the slot where supabase/etl reads it right, or say that it could not be done."""
+        if self._receiver is not None:
+            self._receiver.close()
+        run, name = self._run, self._identity.slot
+        try:
+            release(
+                self._connections.admin,
+                name,
+                self._core.stored,
+                self._options.publications,
+                run.store.position,
+                seconds=_RELEASE_SECONDS,
+            )
+        except (PgreplError, psycopg.Error) as error:
+            run.observer.notice(
+                f"slot {name} could not be released ({one_line(error)});"
+                " before supabase/etl goes on with it: 'pgrepl state release'"
+            )
 
     def _check_stream(self) -> bool:
         """Say whether there is a stream. Raises ConnectError when it is lost."""

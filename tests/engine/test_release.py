@@ -265,7 +265,7 @@ def test_what_cannot_be_released(shop: Shop) -> None:
     walsender = Walsender.open(shop.target, "the test")
     walsender.start_replication(shop.slot, position, ["pub"])
     with pytest.raises(OperationError, match="is active"):
-        shop.release(position)
+        shop.release(position, seconds=0.1)
     walsender.close()
     eventually(lambda: not shop.active)
     with pytest.raises(PositionError, match="one byte beyond the stored position"):

@@ -8,7 +8,7 @@ import pytest
 
 from pgrepl import migrations
 from pgrepl.lsn import Lsn
-from tests.command import pgrepl
+from tests.command import eventually, pgrepl
 from tests.servers.database import Database
 from tests.tail.running import Tail, run_tail
 
@@ -80,3 +80,45 @@ def test_release_of_what_pgrepl_never_ran(etl: Database) -> None:
     refused = pgrepl("state", "release", "--yes", "-d", etl.dsn())
     assert refused.returncode == 1
     assert "nothing to leave" in refused.stderr
+
+
+def test_the_last_word_of_a_good_end_lies_inside_the_last_record(etl: Database) -> None:
+    """One byte before the position is the same for pgrepl, and right for supabase/etl, which adds one."""
+    assert run_tail(*OPTIONS, dsn=etl.dsn()).code == 0
+    for number in range(3):
+        etl.psql(f"INSERT INTO t VALUES ({number}, 'a')")
+        finished = run_tail(*OPTIONS, dsn=etl.dsn())
+        assert [event["op"] for event in finished.events] == ["insert"]
+        assert confirmed(etl) == position(etl) - 1
+        assert finished.complaints == []
+        assert "could not be released" not in finished.stderr
+
+
+def test_the_last_word_while_others_write(etl: Database) -> None:
+    """Where it is said too late, since the server knows the position already, another record follows."""
+    with Tail("pub", "--store", "postgres", dsn=etl.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        etl.psql("INSERT INTO t VALUES (1, 'a')")
+        tail.until_op("insert")
+        eventually(lambda: confirmed(etl) == position(etl))
+        with etl.connect() as connection:
+            connection.execute("CREATE TABLE quiet (id int)")
+            assert tail.stop().code == 143
+    assert confirmed(etl) == position(etl) - 1
+
+
+def test_a_good_end_says_when_the_slot_could_not_be_released(etl: Database) -> None:
+    with Tail("pub", "--store", "postgres", dsn=etl.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        # The connection for queries, the first that it opened; the stream knows nothing of it.
+        etl.psql("""
+            SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+             WHERE datname = current_database() AND application_name = 'pgrepl tail' AND backend_type = 'client backend'
+             ORDER BY backend_start LIMIT 1
+        """)
+        finished = tail.stop()
+    assert finished.code == 143
+    assert "could not be released" in finished.stderr
+    assert "'pgrepl state release'" in finished.stderr
+    assert finished.complaints == []
+    assert pgrepl("state", "release", "--yes", "-d", etl.dsn()).returncode == 0
