@@ -28,11 +28,15 @@ from pgrepl.engine.publishing import Publishing
 from pgrepl.engine.routing import Router
 from pgrepl.engine.run import End, Reason, Run, StartAgain
 from pgrepl.engine.starting import Beginning
+from pgrepl.engine.streamed import StreamedTransactions
 from pgrepl.events import Event
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.decoder import decode
 from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data
+
+_BREATH = 10_000
+"""Messages of one transaction after which whoever watches is told of the progress."""
 
 
 class Applier:
@@ -66,6 +70,7 @@ class Applier:
         self._check_stream = check_stream
         self._persistent = run.options.slot is not None
         self._until = until
+        self._streamed: StreamedTransactions | None = None
         # Set when the run is to end with the transaction that is being written.
         self._finish: Reason | None = None
         self.publishing = Publishing(run, connections, core, beginning.removed)
@@ -87,8 +92,20 @@ class Applier:
             self._copier.run(beginning.prepared)
         self.perform(self._core.copies_due())
 
+    def connected(self, *, streaming: bool) -> None:
+        """Take note that another stream begins; with ``streaming`` large transactions come in blocks."""
+        self._streamed = StreamedTransactions(self._run.spool.messages) if streaming else None
+
+    @property
+    def in_progress(self) -> int:
+        """How many transactions wait in the spool for their end."""
+        return self._streamed.in_progress if self._streamed is not None else 0
+
     def broken_off(self) -> None:
         """Take note that the stream broke off, perhaps in the middle of a transaction."""
+        if self._streamed is not None:
+            self._streamed.close()
+            self._streamed = None
         self._changes.broken_off()
         self._router.broken_off()
         self._core.connection_lost()
@@ -96,7 +113,7 @@ class Applier:
     # The stream.
 
     def payloads(self, payloads: list[bytes]) -> None:
-        """Take what came from the server. Raises End at an end of the run."""
+        """Take what came from the server. Raises End at an end of the run, and StreamingOff."""
         for payload in payloads:
             framed = parse_copy_data(payload)
             if isinstance(framed, Keepalive):
@@ -106,11 +123,17 @@ class Applier:
                     self._done()
                     self._end_at(framed.wal_end)
                 continue
-            self._message(framed.start, decode(framed.data))
-            if self._output.full:
-                self._output.write()
+            if self._streamed is None:
+                self._message(framed.start, decode(framed.data))
+            else:
+                for number, (start, data) in enumerate(self._streamed.feed(framed.start, framed.data)):
+                    self._message(start, decode(data))
+                    if number % _BREATH == _BREATH - 1:
+                        self._run.observer.progress(self._progress)
 
     def _message(self, start: Lsn, message: messages.AnyMessage) -> None:
+        if self._output.full:
+            self._output.write()
         kind = type(message)
         if kind is messages.Begin:
             assert isinstance(message, messages.Begin)

@@ -29,6 +29,11 @@ class LineSpool:
         return self._spool.used
 
     @property
+    def messages(self) -> Spool:
+        """The spool itself, which also holds the messages of transactions that are going on."""
+        return self._spool
+
+    @property
     def full(self) -> bool:
         """Whether no more should be put in until a copy ends."""
         return self._spool.full

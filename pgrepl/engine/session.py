@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import psycopg
 
@@ -20,7 +21,8 @@ from pgrepl.engine.copying import Copier, Inbox
 from pgrepl.engine.core import Core
 from pgrepl.engine.release import release
 from pgrepl.engine.run import FIRST_RETRY, End, Run, StartAgain
-from pgrepl.engine.starting import Beginning, Start
+from pgrepl.engine.starting import Beginning, Start, temporary_slot_name
+from pgrepl.engine.streamed import StreamingOff
 from pgrepl.errors import ConnectError, OperationError, PgreplError, PositionError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.receiver import Receiver
@@ -29,6 +31,10 @@ from pgrepl.sinks.file import FileSink
 from pgrepl.stores.memory import MemoryStore
 from pgrepl.stores.postgres import PostgresStore
 
+_INTERNAL_ERROR = "XX000"
+_START_AGAIN = (
+    "start again: a new snapshot is taken, and changes in between are not seen; --store postgres keeps the position"
+)
 _STEP = 0.2
 _HOLDER_PATIENCE = 5.0
 _RELEASE_SECONDS = 2.0
@@ -46,6 +52,8 @@ class Session:
         self._receiver: Receiver | None = None
         # Set at a good end of a pipeline that supabase/etl may go on with.
         self._leaving = False
+        # Whether the next stream is asked to send large transactions while they are going on.
+        self._streaming = run.options.streaming
 
     def run(self) -> None:
         """Prepare and stream. Ends with End, StartAgain, or an error."""
@@ -82,10 +90,20 @@ class Session:
             while True:
                 try:
                     self._stream(walsender)
+                except StreamingOff as reason:
+                    walsender = self._without_streaming(str(reason))
                 except (ConnectError, psycopg.OperationalError) as error:
                     if not is_lost(error):
                         raise
                     walsender = self._after_loss(error)
+                except OperationError as error:
+                    # With streaming on PostgreSQL 16 to 18 fail on a table that a large transaction truncates twice,
+                    # the first time in a savepoint that was rolled back: "could not map filenumber …".
+                    if not self._streaming or error.sqlstate != _INTERNAL_ERROR:
+                        raise
+                    if not self._persistent:
+                        raise self._slot_gone(error, f"--streaming off; {_START_AGAIN}") from None
+                    walsender = self._without_streaming(str(error))
         except End:
             self._leaving = isinstance(self._run.store, PostgresStore)
             self._applier.close()
@@ -147,7 +165,14 @@ class Session:
         give_up = time.monotonic() + _HOLDER_PATIENCE
         while True:
             try:
-                walsender.start_replication(self._identity.slot, position, self._options.publications)
+                walsender.start_replication(
+                    self._identity.slot,
+                    position,
+                    self._options.publications,
+                    protocol=self._options.protocol,
+                    streaming=self._streaming,
+                )
+                self._applier.connected(streaming=self._streaming)
                 return
             except OperationError as error:
                 if error.sqlstate != "55006" or time.monotonic() >= give_up:
@@ -159,6 +184,9 @@ class Session:
             self._run.pause(_STEP / 10)
             return None
         if self._run.spool.full:
+            if self._applier.in_progress:
+                # The end of a transaction, which would make room, is behind what there is no room for.
+                raise StreamingOff("the spool is full, and transactions that are going on are in it")
             # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive.
             self._receiver.check()
             time.sleep(_STEP / 4)
@@ -208,6 +236,25 @@ class Session:
             self._receiver.check()
         return self._receiver is not None
 
+    def _without_streaming(self, reason: str) -> Walsender:
+        """Begin the stream again from the position, with transactions that come when they are whole."""
+        self._observer.warning(f"{reason}; reading it again with streaming off")
+        self._streaming = False
+        self._applier.broken_off()
+        old, self._receiver = self._receiver, None
+        assert old is not None
+        if self._persistent:
+            old.close()
+            return self._connections.walsender(self._identity.slot)
+        # A temporary slot ends with its connection, so it is carried over to the other one before.
+        name = temporary_slot_name()
+        walsender = self._connections.walsender(name)
+        walsender.copy_slot(self._identity.slot, name)
+        self._identity = replace(self._identity, slot=name)
+        self._run.slot_name = name
+        old.close()
+        return walsender
+
     # A lost connection.
 
     def _after_loss(self, error: Exception) -> Walsender:
@@ -217,16 +264,7 @@ class Session:
         if not self._persistent:
             if self._core.copying:
                 raise StartAgain(one_line(error))
-            # What has been read is printed, also the beginning of a transaction that did not arrive whole.
-            output = self._run.output
-            output.close()
-            raise PositionError(
-                f"{one_line(error)}; the temporary slot is gone with it,"
-                f" and changes from {output.printed} on cannot be read any more",
-                hint="start again: a new snapshot is taken, and changes in between are not seen;"
-                " --store postgres keeps the position",
-                sqlstate=getattr(error, "sqlstate", None),
-            ) from None
+            raise self._slot_gone(error, _START_AGAIN) from None
         self._observer.warning(f"{one_line(error)}; connecting again")
         while True:
             self._pause_writing(self._run.next_delay())
@@ -238,8 +276,20 @@ class Session:
                 if not is_lost(again):
                     raise
                 continue
+            self._streaming = self._options.streaming
             self._observer.notice(f"connected again, going on from {self._core.resume_position()}")
             return walsender
+
+    def _slot_gone(self, error: Exception, hint: str) -> PositionError:
+        # What has been read is printed, also the beginning of a transaction that did not arrive whole.
+        output = self._run.output
+        output.close()
+        return PositionError(
+            f"{one_line(error)}; the temporary slot is gone with it,"
+            f" and changes from {output.printed} on cannot be read any more",
+            hint=hint,
+            sqlstate=getattr(error, "sqlstate", None),
+        )
 
     def _pause_writing(self, seconds: float) -> None:
         """Wait, but let copies that are still going on be printed."""

@@ -45,6 +45,11 @@ class Beginning:
     removed: dict[int, Lsn] = field(default_factory=dict)
 
 
+def temporary_slot_name() -> str:
+    """Make a name that nobody else has."""
+    return f"pgrepl_tmp_{os.getpid()}_{secrets.token_hex(4)}"
+
+
 class Start:
     """Find or make the slot, and say from where it is read; docs/engine.md gives the reasons for the order."""
 
@@ -58,7 +63,7 @@ class Start:
 
     def begin(self, facts: Server, tables: list[PublishedTable]) -> Beginning:
         """Begin with what the publications have. Raises OperationError, PositionError and StartAgain."""
-        name = self._options.slot or f"pgrepl_tmp_{os.getpid()}_{secrets.token_hex(4)}"
+        name = self._options.slot or temporary_slot_name()
         identity = Identity(
             facts.system_identifier or "", facts.timeline or 0, name, ",".join(self._options.publications)
         )
