@@ -256,6 +256,7 @@ class Applier:
         self._output.tick()
         self.perform(self._core.durable(self._output.durable(), time.monotonic()))
         self.publishing.forget_removed(self.perform)
+        self.perform(self._core.retries_due(time.time()))
         due = self.publishing.refresh_when_due()
         if due:
             self._expect(due)

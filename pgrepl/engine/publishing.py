@@ -55,8 +55,11 @@ class Publishing:
         read_at, _ = server.wal_ends(admin)
         tables = preflight.check_publications(admin, self._options.publications, self._options.selection)
         known = set(self._core.tables)
+        published = preflight.published_oids(admin, self._options.publications)
         for oid in self._core.tables_now(table.oid for table in tables):
-            self._removed.setdefault(oid, read_at)
+            # One that is only called otherwise now is in the publication still.
+            if oid not in published:
+                self._removed.setdefault(oid, read_at)
         if self._options.snapshot == "never":
             for table in tables:
                 if table.oid not in known:

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import psycopg
 
+from pgrepl import names
 from pgrepl.catalog import slots
 from pgrepl.catalog.server import Server
 from pgrepl.connection import is_lost, one_line
-from pgrepl.engine import preflight
+from pgrepl.engine import leftovers, preflight
 from pgrepl.engine.applying import Applier
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.copying import Copier, Inbox
@@ -50,6 +51,7 @@ class Session:
         self._resources = resources
         self._persistent = run.options.slot is not None
         self._receiver: Receiver | None = None
+        self._swept = False
         # Set at a good end of a pipeline that supabase/etl may go on with.
         self._leaving = False
         # Whether the next stream is asked to send large transactions while they are going on.
@@ -64,6 +66,8 @@ class Session:
         tables = preflight.check_publications(connections.admin, options.publications, options.selection)
         if options.snapshot != "never":
             preflight.check_readable(connections.admin, tables)
+        if self._run.slot_name is None:
+            self._tell_state_elsewhere()
         self._run.check_end()
         inbox = Inbox(self._nudge)
         copier = Copier(
@@ -85,6 +89,7 @@ class Session:
             check_stream=self._check_stream,
         )
         self._applier.begin_copies(beginning)
+        self._left_out = beginning.left_out
         walsender = beginning.walsender
         try:
             while True:
@@ -134,6 +139,7 @@ class Session:
             walsender.close()
         else:
             self._start_receiving(walsender)
+            self._sweep()
         self._run.delay = FIRST_RETRY
         while True:
             if only and not self._core.copying:
@@ -209,6 +215,27 @@ class Session:
         if self._receiver is not None:
             # The last word may lie inside the last record; said all the time it would hold up the server's shutdown.
             self._receiver.confirm(Lsn(position - 1) if self._leaving else position)
+
+    def _sweep(self) -> None:
+        """Once the slot is ours: drop those that supabase/etl has left beside it."""
+        if self._swept or not isinstance(self._run.store, PostgresStore):
+            return
+        self._swept = True
+        leftovers.sweep(self._connections.admin, self._identity.slot, self._left_out, self._observer)
+
+    def _tell_state_elsewhere(self) -> None:
+        """Say that this run starts over, where another store has state of the pipeline and this one has none."""
+        run = self._run
+        if run.options.slot is None:
+            pipeline: int | None = names.pipeline_id(run.target.pipeline_host(), run.target.database())
+        else:
+            pipeline = names.parse_slot(run.options.slot).pipeline_id
+        kept = isinstance(run.store, PostgresStore)
+        if pipeline is None or (kept and run.store.load().tables):
+            return
+        found = leftovers.state_elsewhere(self._connections.admin, pipeline, "postgres" if kept else None)
+        if found is not None:
+            self._observer.notice(f"{found}; this run starts over, without it")
 
     def _release(self) -> None:
         """Leave the slot where supabase/etl reads it right, or say that it could not be done."""

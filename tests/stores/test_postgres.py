@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,19 @@ def test_pipelines_stay_apart(etl: Database) -> None:
         ({"type": "sync_done", "lsn": "0/1a"}, StoredTable("sync_done", Lsn(0x1A))),
         ({"type": "finished_copy", "more": 1}, StoredTable("finished_copy")),
         (
-            {"type": "errored", "reason": "r", "retry_policy": {"type": "timed_retry", "next_retry": "t"}},
-            StoredTable("errored", None, "r", "t"),
+            {
+                "type": "errored",
+                "reason": "r",
+                "solution": None,
+                "retry_policy": {"type": "timed_retry", "next_retry": "2026-05-01T05:42:15.123456789Z"},
+            },
+            StoredTable("errored", None, "r", datetime(2026, 5, 1, 5, 42, 15, 123456, UTC)),
         ),
+        (
+            {"type": "errored", "reason": "r", "retry_policy": {"type": "manual_retry"}},
+            StoredTable("errored", None, "r"),
+        ),
+        ({"type": "errored", "reason": "r", "retry_policy": {"type": "no_retry"}}, StoredTable("errored", None, "r")),
     ],
 )
 def test_what_supabase_etl_has_left_is_read(etl: Database, metadata: dict[str, Any], stored: StoredTable) -> None:
@@ -111,11 +122,23 @@ def test_what_supabase_etl_has_left_is_read(etl: Database, metadata: dict[str, A
     store.close()
 
 
-def test_a_state_that_nobody_knows_is_an_error(etl: Database) -> None:
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "null",
+        '{"type": "catchup", "lsn": "0/1"}',
+        '{"type": "sync_done"}',
+        '{"type": "sync_done", "lsn": "here"}',
+        '{"type": "errored", "reason": "r", "retry_policy": {"type": "timed_retry", "next_retry": "soon"}}',
+        '{"type": "errored", "reason": "r", "retry_policy": {"type": "timed_retry"}}',
+    ],
+)
+def test_a_state_that_nobody_knows_is_an_error(etl: Database, metadata: str) -> None:
     with etl.connect() as connection:
         connection.execute(
             "INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, is_current)"
-            " VALUES (7, 5, 'init', NULL, true)"
+            " VALUES (7, 5, 'init', %s, true)",
+            [metadata],
         )
     store = store_of(etl, 7)
     with pytest.raises(OperationError, match="not understood"):
