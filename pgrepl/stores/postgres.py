@@ -101,10 +101,7 @@ class PostgresStore:
             self._connection.close()
 
     def check(self) -> None:
-        """Make sure that the schema is there, and that the migrations which are recorded are the published ones.
-
-        Raises OperationError with what to run.
-        """
+        """Make sure that the schema is there. Raises OperationError with what to run when it is not."""
         connection = self._open()
         missing = [
             name
@@ -116,6 +113,8 @@ class PostgresStore:
                 f"the state store is not there: etl.{', etl.'.join(missing)} missing",
                 hint="pgrepl migrations apply, or pgrepl setup --store postgres",
             )
+
+    def _check_published(self) -> None:
         changed = [version for version, checksum in self._recorded() if not _is_published(version, checksum)]
         if changed:
             raise OperationError(
@@ -140,11 +139,13 @@ class PostgresStore:
             ) from None
 
     def prepare(self) -> None:
-        """Make sure that the schema is there, and make the table of pgrepl's own where it is missing.
+        """Make sure that the migrations are there as published, and make the table of pgrepl's own where it is missing.
 
-        Raises OperationError with what to run when the migrations are missing, or when the role may not make the table.
+        Raises OperationError with what to run when the migrations are missing, when another checksum is recorded for
+        one of them, and when the role may not make the table.
         """
         self.check()
+        self._check_published()
         connection = self._open()
         if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
             try:

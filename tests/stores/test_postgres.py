@@ -153,6 +153,72 @@ def test_without_migrations_it_says_what_to_run(database: Database) -> None:
     assert "pgrepl migrations apply" in finished.stderr
 
 
+def test_another_checksum_is_refused(etl: Database) -> None:
+    """With the command that says how to set it right; nothing is made before."""
+    etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+    etl.psql("UPDATE etl._sqlx_migrations SET checksum = '\\x00' WHERE version = 20260415090000")
+    refused = run_tail("pub", "--store", "postgres", dsn=etl.dsn())
+    assert (refused.code, refused.stdout) == (1, "")
+    assert "records another checksum for 20260415090000" in refused.stderr
+    assert "pgrepl doctor --only etl.checksums" in refused.stderr
+    with etl.connect() as connection:
+        assert connection.execute("SELECT 1 FROM pg_replication_slots WHERE database = %s", [etl.name]).fetchall() == []
+    script = pgrepl("doctor", "--only", "etl.checksums", "--fix-sql", "-d", etl.dsn()).stdout
+    etl.psql(script)
+    assert run_tail("pub", "--store", "postgres", "--until-lsn", "now", dsn=etl.dsn()).code == 0
+
+
+def test_a_migration_of_a_newer_supabase_etl_is_no_hindrance(etl: Database) -> None:
+    etl.psql("""
+        CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t;
+        INSERT INTO etl._sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES (20260511090000, 'replication progress', true, 'x', 1)
+    """)
+    assert run_tail("pub", "--store", "postgres", "--until-lsn", "now", dsn=etl.dsn()).code == 0
+
+
+def test_who_may_not_read_the_tracker_is_told(etl: Database) -> None:
+    etl.psql("""
+        CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t;
+        CREATE ROLE plain LOGIN REPLICATION; GRANT USAGE ON SCHEMA etl TO plain
+    """)
+    refused = run_tail("pub", "--store", "postgres", dsn=etl.dsn("plain"))
+    assert refused.code == 1
+    assert "role plain may not read etl._sqlx_migrations" in refused.stderr
+    assert 'GRANT SELECT ON etl._sqlx_migrations TO "plain"' in refused.stderr
+
+
+def test_the_state_of_another_store_is_told_of(etl: Database) -> None:
+    """Whoever begins with one store where another has state of the pipeline starts over, and is told so once."""
+    etl.psql("""
+        CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t;
+        CREATE TABLE faucet_state (key text PRIMARY KEY, value jsonb NOT NULL, updated_at timestamptz DEFAULT now())
+    """)
+    options = ["pub", "--until-lsn", "now"]
+    over = "this run starts over"
+    fresh = [run_tail(*options, "--store", store, dsn=etl.dsn()) for store in ("memory", "postgres", "postgres")]
+    assert [over in finished.stderr for finished in fresh] == [False, False, False]
+    with etl.connect() as connection:
+        ((position, slot),) = connection.execute("SELECT position::text, slot_name FROM etl.pgrepl_pipelines")
+    memory = run_tail(*options, dsn=etl.dsn())
+    assert f"the postgres store has state of this pipeline, up to {position}; {over}" in memory.stderr
+    assert over not in run_tail(*options, "--slot", "mine", dsn=etl.dsn()).stderr
+
+    with etl.connect() as connection:
+        connection.execute(
+            "INSERT INTO faucet_state (key, value) VALUES (%s, %s)",
+            [f"pgrepl::{slot}", json.dumps({"position": "0/AB", "tables": []})],
+        )
+    assert over not in run_tail(*options, "--store", "postgres", dsn=etl.dsn()).stderr
+    etl.psql(
+        "DELETE FROM etl.replication_state; DELETE FROM etl.pgrepl_pipelines;"
+        f" SELECT pg_drop_replication_slot('{slot}')"
+    )
+    kept = run_tail(*options, "--store", "postgres", dsn=etl.dsn())
+    assert kept.code == 0
+    assert f"the bookmarks store has state of this pipeline, up to 0/AB; {over}" in kept.stderr
+
+
 def test_tail_goes_on_where_it_stopped(etl: Database, tmp_path: Path) -> None:
     etl.psql("""
         CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'a');
