@@ -21,7 +21,7 @@ class ColumnDescription:
     in_identity_index: bool
     # Its place in the primary key, from 1; None for a column that is not in it.
     primary_key_place: int | None
-    generated: bool = False
+    generated: bool
 
     @property
     def in_primary_key(self) -> bool:

@@ -37,9 +37,9 @@ class Beginning:
     """Where a session begins.
 
     ``walsender`` is the connection that is to stream; ``tables`` are the states that the core starts with, ``due`` what
-    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables. Tables
-    in ``removed`` have left the publication, of which the catalog was read at that LSN; those in ``left_out`` have a
-    state and are published, but not wanted.
+    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
+    those that an earlier run has told the output of. Tables in ``removed`` have left the publication, of which the
+    catalog was read at that LSN; those in ``left_out`` have a state and are published, but not wanted.
     """
 
     identity: Identity
@@ -50,6 +50,7 @@ class Beginning:
     prepared: Prepared | None = None
     known: Mapping[int, Table] = field(default_factory=dict)
     copies: Mapping[int, int] = field(default_factory=dict)
+    told: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
     left_out: frozenset[int] = frozenset()
 
@@ -148,7 +149,7 @@ class Start:
         in_store(self._run, lambda: store.begin(identity, slot.consistent_point, oids if copy else ()))
         if not copy:
             for table in relations.published(self._connections.admin, published).values():
-                in_store(self._run, lambda table=table: store.schema(table, Lsn(0)))  # type: ignore[misc]
+                in_store(self._run, lambda table=table: store.schema(table))  # type: ignore[misc]
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
         return Beginning(
@@ -196,6 +197,7 @@ class Start:
             states,
             due,
             copies=state.copies,
+            told=state.told,
             removed=dict.fromkeys(removed, read_at),
             left_out=frozenset(left_out),
         )

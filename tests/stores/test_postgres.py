@@ -65,6 +65,7 @@ def test_a_life_of_a_table(etl: Database) -> None:
 
 
 def test_rollback_forgets_what_it_leaves(etl: Database) -> None:
+    """Case state_store_rollback of supabase/etl's tests."""
     store = store_of(etl)
     store.begin(HERE, Lsn(0x100), [5])
     store.rollback(5)
@@ -75,6 +76,7 @@ def test_rollback_forgets_what_it_leaves(etl: Database) -> None:
 
 
 def test_pipelines_stay_apart(etl: Database) -> None:
+    """Case multiple_pipelines_isolation of supabase/etl's tests."""
     first, second = store_of(etl), store_of(etl, 7)
     first.begin(HERE, Lsn(0x100), [5])
     second.begin(Identity("7", 1, names.apply_slot(7), "pub"), Lsn(0x300), [5])
@@ -110,7 +112,10 @@ def test_pipelines_stay_apart(etl: Database) -> None:
     ],
 )
 def test_what_supabase_etl_has_left_is_read(etl: Database, metadata: dict[str, Any], stored: StoredTable) -> None:
-    """Only the metadata counts, whatever the state column says."""
+    """Only the metadata counts, whatever the state column says.
+
+    Case errored_state_with_different_retry_policies of supabase/etl's tests.
+    """
     with etl.connect() as connection:
         connection.execute(
             "INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, is_current)"
@@ -160,10 +165,10 @@ def test_another_checksum_is_refused(etl: Database) -> None:
     refused = run_tail("pub", "--store", "postgres", dsn=etl.dsn())
     assert (refused.code, refused.stdout) == (1, "")
     assert "records another checksum for 20260415090000" in refused.stderr
-    assert "pgrepl doctor --only etl.checksums" in refused.stderr
+    assert "'pgrepl doctor --store postgres --only etl.checksums'" in refused.stderr
     with etl.connect() as connection:
         assert connection.execute("SELECT 1 FROM pg_replication_slots WHERE database = %s", [etl.name]).fetchall() == []
-    script = pgrepl("doctor", "--only", "etl.checksums", "--fix-sql", "-d", etl.dsn()).stdout
+    script = pgrepl("doctor", "--store", "postgres", "--only", "etl.checksums", "--fix-sql", "-d", etl.dsn()).stdout
     etl.psql(script)
     assert run_tail("pub", "--store", "postgres", "--until-lsn", "now", dsn=etl.dsn()).code == 0
 

@@ -66,7 +66,10 @@ ALL_READ = [("read", 1), ("read", 2), ("read", 3), ("read", 4)]
 def test_every_state_is_taken_over(
     upstream: Upstream, database: Database, states: list[State], events: list[tuple[str, int]], history: list[str]
 ) -> None:
-    """No slot of a copy is left, the destination's rows are as they were, and supabase/etl could go on again."""
+    """No slot of a copy is left, the destination's rows are as they were, and supabase/etl could go on again.
+
+    Case table_copy_fails_after_data_sync_threw_an_error_with_no_retry of supabase/etl's tests.
+    """
     # Between the third row and the fourth, as the worker that copied the table had come so far.
     here = upstream.wal_end()
     states = [sync_done(here) if state["type"] == "sync_done" else state for state in states]
@@ -93,6 +96,7 @@ def test_every_state_is_taken_over(
 
 
 def test_a_timed_retry_is_made_when_its_time_has_come(upstream: Upstream, database: Database) -> None:
+    """Case table_copy_is_consistent_after_data_sync_threw_an_error_with_timed_retry of supabase/etl's tests."""
     due = from_now(seconds=4)
     upstream.leave("t", INIT, DATA_SYNC, tried_again(due))
     with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
