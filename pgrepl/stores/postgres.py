@@ -95,7 +95,8 @@ class PostgresStore:
             self._connection = sql_connection.connect(self._target, "pgrepl state")
             # What is confirmed to the slot rests on these commits: they survive a crash of the server, as the slot may.
             self._connection.execute(
-                "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+                "SELECT set_config('synchronous_commit', 'on', false)"
+                " WHERE current_setting('synchronous_commit') = 'off'"
             )
         return self._connection
 
