@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pgrepl.catalog import server, slots
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.server import Server
-from pgrepl.engine import resume
+from pgrepl.catalog.slots import Slot
+from pgrepl.catalog.tables import describe
+from pgrepl.engine import preflight, relations, resume
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.copying import Copier, Prepared
 from pgrepl.engine.core import Phase, TableState
 from pgrepl.engine.patience import in_store
 from pgrepl.engine.run import Run, StartAgain
+from pgrepl.engine.selection import STATE_SCHEMA
 from pgrepl.engine.snapshot import SnapshotUnusable
-from pgrepl.errors import OperationError
+from pgrepl.errors import InputError, OperationError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import CreatedSlot, Walsender
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.memory import MemoryStore
+
+_STEP = 0.2
+_HOLDER_PATIENCE = 5.0
 
 
 @dataclass
@@ -30,8 +37,9 @@ class Beginning:
     """Where a session begins.
 
     ``walsender`` is the connection that is to stream; ``tables`` are the states that the core starts with, ``due`` what
-    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables. Tables
-    in ``removed`` have left the publication, of which the catalog was read at that LSN.
+    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
+    those that an earlier run has told the output of. Tables in ``removed`` have left the publication, of which the
+    catalog was read at that LSN; those in ``left_out`` have a state and are published, but not wanted.
     """
 
     identity: Identity
@@ -42,7 +50,9 @@ class Beginning:
     prepared: Prepared | None = None
     known: Mapping[int, Table] = field(default_factory=dict)
     copies: Mapping[int, int] = field(default_factory=dict)
+    told: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
 
 
 def temporary_slot_name() -> str:
@@ -79,7 +89,7 @@ class Start:
         assert how.position is not None
         position = how.position
         if how.how == "take_over":
-            self._observer.notice(f"slot {name} is there and no position is stored: going on from {position}")
+            self._observer.notice(resume.taken_over(name, position))
             in_store(self._run, lambda: self._run.store.begin(identity, position, ()))
         return self._resumed(identity, position, state, tables)
 
@@ -87,16 +97,31 @@ class Start:
         if not self._persistent:
             return resume.Resume("fresh", None)
         admin = self._connections.admin
-        slot = next((slot for slot in slots.all_of(admin) if slot.name == identity.slot), None)
+        slot = self._find(identity.slot)
         found = None
         if slot is not None:
             if slot.database != facts.database:
                 raise OperationError(
                     f"the slot {slot.name} belongs to database {slot.database}", hint="connect to that database"
                 )
+            if slot.active:
+                # Before anything is stored: the tables' states are those of whoever reads it.
+                holder = f" by pid {slot.holder.pid} ({slot.holder.application_name})" if slot.holder else ""
+                raise OperationError(
+                    f"the slot {slot.name} is in use{holder}", hint="only one can read it: stop the other first"
+                )
             found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.lost, slot.verdict.text if slot.lost else None)
         wal_end, _ = server.wal_ends(admin)
         return resume.decide(state, found, identity, wal_end, accept_slot_position=self._options.accept_slot_position)
+
+    def _find(self, name: str) -> Slot | None:
+        """Find the slot; one that is in use is waited for, which may be by a run that has just died."""
+        give_up = time.monotonic() + _HOLDER_PATIENCE
+        while True:
+            slot = next((slot for slot in slots.all_of(self._connections.admin) if slot.name == name), None)
+            if slot is None or not slot.active or time.monotonic() >= give_up:
+                return slot
+            self._run.pause(_STEP)
 
     def _fresh(self, identity: Identity, tables: list[PublishedTable]) -> Beginning:
         """Make the slot and take the snapshot that it exports."""
@@ -123,6 +148,8 @@ class Start:
         store = self._run.store
         in_store(self._run, lambda: store.begin(identity, slot.consistent_point, oids if copy else ()))
         if not copy:
+            for table in relations.published(self._connections.admin, published).values():
+                in_store(self._run, lambda table=table: store.schema(table))  # type: ignore[misc]
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
         return Beginning(
@@ -145,11 +172,20 @@ class Start:
     ) -> Beginning:
         """Go on from a stored position; what was being copied is copied again."""
         self._run.slot_name = identity.slot
-        states = {oid: _state(table) for oid, table in state.tables.items()}
+        published = preflight.published_oids(self._connections.admin, self._options.publications)
+        wanted = {table.oid for table in tables}
+        left_out = (state.tables.keys() & published) - wanted
+        self._refuse_to_pass_over({oid: state.tables[oid] for oid in left_out})
+        self._tell_errored({oid: state.tables[oid] for oid in state.tables.keys() & wanted}, tables)
+        states = {oid: _state(table) for oid, table in state.tables.items() if oid not in left_out}
+        removed = states.keys() - published
+        for oid in removed:
+            if states[oid].phase is Phase.INIT:
+                # There is nothing left to copy.
+                states[oid] = TableState(Phase.ERRORED)
         phase = Phase.READY if self._options.snapshot == "never" else Phase.INIT
         for table in tables:
             states.setdefault(table.oid, TableState(phase))
-        published = {table.oid for table in tables}
         read_at, _ = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
         if due and not self._observer.may_copy(due):
@@ -161,8 +197,33 @@ class Start:
             states,
             due,
             copies=state.copies,
-            removed={oid: read_at for oid in states if oid not in published},
+            told=state.told,
+            removed=dict.fromkeys(removed, read_at),
+            left_out=frozenset(left_out),
         )
+
+    def _refuse_to_pass_over(self, left_out: Mapping[int, StoredTable]) -> None:
+        """Raise InputError when the changes of a table would be lost that the state says to be up to date."""
+        current = [oid for oid, table in left_out.items() if table.phase in ("ready", "sync_done")]
+        if not current:
+            return
+        found = describe(self._connections.admin, current).values()
+        lost = ", ".join(f"{table.schema}.{table.name}" for table in found if table.schema != STATE_SCHEMA)
+        if lost:
+            raise InputError(
+                f"the changes of {lost} would be passed over, which the state says to be up to date",
+                hint="read all tables as before, or 'pgrepl state reset' them first: they are copied again later",
+            )
+
+    def _tell_errored(self, stored: Mapping[int, StoredTable], tables: Sequence[PublishedTable]) -> None:
+        for table in tables:
+            state = stored.get(table.oid)
+            if state is None or state.phase != "errored":
+                continue
+            hint = f"'pgrepl state reset {table.qualified}' makes it be copied again"
+            if state.retry_at is not None:
+                hint = f"it is tried again at {state.retry_at:%Y-%m-%d %H:%M:%S %Z}"
+            self._observer.warning(f"{table.qualified} is errored and not read: {state.reason}", hint=hint)
 
 
 def _state(stored: StoredTable) -> TableState:
@@ -172,6 +233,6 @@ def _state(stored: StoredTable) -> TableState:
         case "sync_done":
             return TableState(Phase.SYNC_DONE, stored.lsn)
         case "errored":
-            return TableState(Phase.ERRORED)
+            return TableState(Phase.ERRORED, retry_at=stored.retry_at.timestamp() if stored.retry_at else None)
         case _:
             return TableState(Phase.INIT)

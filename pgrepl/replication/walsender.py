@@ -6,7 +6,7 @@ import re
 import select
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -163,12 +163,19 @@ class Walsender:
         if result is None:
             raise ConnectionLost("the server ended the replication connection")
         if result.status == pq.ExecStatus.FATAL_ERROR:
+            # Only then can the next command be sent, for instance the same one again; what was said first counts.
+            with suppress(ConnectionLost):
+                self._finish(waiting)
             raise result_error(result, f"{command.split()[0]} failed")
         if result.status != pq.ExecStatus.COPY_BOTH:
-            with lost_connection():
-                while self._result(waiting) is not None:
-                    pass
+            self._finish(waiting)
         return result
+
+    def _finish(self, waiting: Waiting | None) -> None:
+        """Read to the end of a command's results."""
+        with lost_connection():
+            while self._result(waiting) is not None:
+                pass
 
     def _result(self, waiting: Waiting | None) -> pq.abc.PGresult | None:
         began = time.monotonic()

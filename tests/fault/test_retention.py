@@ -59,9 +59,7 @@ def test_wal_stays_bounded_during_a_slow_copy(store: str, database18: Database) 
             assert b'"snapshot_end"' not in reader.seen, "the copy was over too soon to show anything"
             assert most < _BOUND
             assert reader.size < written / 4, "the stream was read only while the reader made room"
-            print(
-                f"store {store}: at most {most >> 20} MB of {written >> 20} MB of WAL retained, {reader.size >> 20} MB read"
-            )
+            print(f"{store}: kept {most >> 20} MB of {written >> 20} MB of WAL, while {reader.size >> 20} MB were read")
             tail.kill()
         workload.wait(lambda: len(_slots(connection)) == (store == "postgres"), "the end of the slots")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -33,10 +32,10 @@ _POLICY = "ALTER TABLE {0} ENABLE ROW LEVEL SECURITY; CREATE POLICY later ON {0}
 
 
 @pytest.fixture
-def tables(database: Database) -> Iterator[Database]:
+def tables(database: Database) -> Database:
     workload.migrate(database)
     database.psql(_SETUP)
-    yield database
+    return database
 
 
 def _reads(events: list[Event], table: str) -> list[int]:

@@ -206,6 +206,17 @@ def active_streams(database: Database) -> int:
     return int(row[0])
 
 
+def must_not_be_ahead(connection: psycopg.Connection) -> None:
+    """Make sure that no slot is confirmed past what is stored, which nobody would notice before the next start."""
+    # In this order, since both move on.
+    confirmed = connection.execute("SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots").fetchall()
+    if connection.execute("SELECT to_regclass('etl.pgrepl_pipelines')").fetchone() == (None,):
+        return
+    for slot, position in confirmed:
+        ahead = "SELECT position FROM etl.pgrepl_pipelines WHERE slot_name = %s AND position < %s::pg_lsn"
+        assert connection.execute(ahead, [slot, position]).fetchall() == [], f"{slot} is at {position}"
+
+
 def finish(database: Database, file: Tail, pipe: Tail, output: Path) -> tuple[list[Event], list[Event]]:
     """Wait until a tail with a file and one with a pipe have printed all, end them, and give what they printed."""
     with database.connect() as connection:
