@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pgrepl.catalog import server, slots
+from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.server import Server
+from pgrepl.catalog.slots import Slot
 from pgrepl.engine import resume
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.copying import Copier, Prepared
@@ -17,10 +18,11 @@ from pgrepl.engine.core import Phase, TableState
 from pgrepl.engine.patience import in_store
 from pgrepl.engine.run import Run, StartAgain
 from pgrepl.engine.snapshot import SnapshotUnusable
-from pgrepl.errors import OperationError
+from pgrepl.errors import InputError, OperationError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import CreatedSlot, Walsender
+from pgrepl.sinks.file import FileSink
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.memory import MemoryStore
 
@@ -57,49 +59,75 @@ class Start:
         self._persistent = run.options.slot is not None
 
     def begin(self, facts: Server, tables: list[PublishedTable]) -> Beginning:
-        """Begin with what the publications have. Raises OperationError, PositionError and StartAgain."""
+        """Begin with what the publications have.
+
+        Raises InputError, OperationError, PositionError and StartAgain; nothing is made or stored before it is known
+        that state, slot and server fit together.
+        """
         name = self._options.slot or f"pgrepl_tmp_{os.getpid()}_{secrets.token_hex(4)}"
-        identity = Identity(
-            facts.system_identifier or "", facts.timeline or 0, name, ",".join(self._options.publications)
-        )
-        state = self._run.store.load() if self._persistent else StoredState()
-        how = self._resume(state, facts, identity)
+        again = self._again(tables)
+        walsender = self._connections.walsender(name)
+        identity = Identity(*walsender.identify(), name, ",".join(self._options.publications))
+        if not self._persistent:
+            return self._fresh(walsender, identity, tables)
+        slot = self._connections.free_slot(name, facts.database)
+        state = self._run.store.load()
+        how = self._resume(walsender, identity, slot, state)
+        in_memory = isinstance(self._run.store, MemoryStore)
         if how.how == "fresh":
-            if self._persistent and isinstance(self._run.store, MemoryStore):
+            if self._options.from_lsn is not None or (in_memory and not self._options.keep_slot):
                 raise OperationError(
                     f"slot {name} does not exist",
-                    hint=f"'pgrepl slots create {name} --publication …' makes it; without --slot none is needed",
+                    hint=f"'pgrepl slots create {name} --publication …' makes it, and so does --keep-slot"
+                    if in_memory
+                    else "without --from-lsn it is made, and every table copied",
                 )
-            return self._fresh(identity, tables)
+            return self._fresh(walsender, identity, tables)
+        if self._options.keep_slot and self._run.slot_name != name:
+            raise OperationError(
+                f"slot {name} is there already", hint="without --keep-slot it is read from where it stands"
+            )
         assert how.position is not None
-        position = how.position
-        if how.how == "take_over":
-            self._observer.notice(f"slot {name} is there and no position is stored: going on from {position}")
-            in_store(self._run, lambda: self._run.store.begin(identity, position, ()))
-        return self._resumed(identity, position, state, tables)
+        if how.notice is not None:
+            self._observer.notice(how.notice)
+        stored = how.position if state.position is None else state.position
+        if state.position is None or (state.identity is not None and state.identity.timeline != identity.timeline):
+            in_store(self._run, lambda: self._run.store.begin(identity, stored, ()))
+        return self._resumed(walsender, identity, how.position, state, tables, again)
 
-    def _resume(self, state: StoredState, facts: Server, identity: Identity) -> resume.Resume:
-        if not self._persistent:
-            return resume.Resume("fresh", None)
-        admin = self._connections.admin
-        slot = next((slot for slot in slots.all_of(admin) if slot.name == identity.slot), None)
+    def _again(self, tables: list[PublishedTable]) -> set[int]:
+        """Find the tables that are to be copied again. Raises InputError for one that the run does not read."""
+        wanted = self._options.resnapshot
+        if wanted == "all":
+            return {table.oid for table in tables}
+        missing = wanted - {(table.schema, table.name) for table in tables}
+        if missing:
+            named = ", ".join(sorted(".".join(name) for name in missing))
+            raise InputError(f"--resnapshot names {named}, which this run does not read")
+        return {table.oid for table in tables if (table.schema, table.name) in wanted}
+
+    def _resume(self, walsender: Walsender, identity: Identity, slot: Slot | None, state: StoredState) -> resume.Resume:
+        moved = state.identity is not None and state.identity.timeline != identity.timeline
+        history = walsender.timeline_history(identity.timeline) if moved else {}
         found = None
         if slot is not None:
-            if slot.database != facts.database:
-                raise OperationError(
-                    f"the slot {slot.name} belongs to database {slot.database}", hint="connect to that database"
-                )
-            found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.lost, slot.verdict.text if slot.lost else None)
-        wal_end, _ = server.wal_ends(admin)
-        return resume.decide(state, found, identity, wal_end, accept_slot_position=self._options.accept_slot_position)
+            found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.verdict.text if slot.lost else None)
+        sink, in_memory = self._run.sink, isinstance(self._run.store, MemoryStore)
+        return resume.decide(
+            state,
+            found,
+            resume.Here(identity, self._connections.wal_end(), history),
+            accept_slot_position=self._options.accept_slot_position,
+            from_lsn=self._options.from_lsn,
+            output=sink.holds_until() if isinstance(sink, FileSink) and not in_memory else None,
+        )
 
-    def _fresh(self, identity: Identity, tables: list[PublishedTable]) -> Beginning:
+    def _fresh(self, walsender: Walsender, identity: Identity, tables: list[PublishedTable]) -> Beginning:
         """Make the slot and take the snapshot that it exports."""
         copy = self._options.snapshot != "never"
         if copy and self._run.slot_name is None and not self._observer.may_copy(tables):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         name = identity.slot
-        walsender = self._connections.walsender(name)
         slot = walsender.create_slot(
             name, temporary=not self._persistent, waiting=self._connections.building(walsender)
         )
@@ -120,6 +148,8 @@ class Start:
         if not copy:
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
+        if self._options.keep_slot:
+            self._observer.notice(f"slot {name} is made and kept; --slot {name} reads on with it")
         return Beginning(
             identity,
             walsender,
@@ -136,14 +166,25 @@ class Start:
         return self._copier.prepare(slot.snapshot_name, slot.consistent_point, None, before)
 
     def _resumed(
-        self, identity: Identity, position: Lsn, state: StoredState, tables: list[PublishedTable]
+        self,
+        walsender: Walsender,
+        identity: Identity,
+        position: Lsn,
+        state: StoredState,
+        tables: list[PublishedTable],
+        again: set[int],
     ) -> Beginning:
-        """Go on from a stored position; what was being copied is copied again."""
+        """Go on from a position; what was being copied is copied again, and what is to be."""
         self._run.slot_name = identity.slot
         states = {oid: _state(table) for oid, table in state.tables.items()}
-        phase = Phase.READY if self._options.snapshot == "never" else Phase.INIT
         for table in tables:
-            states.setdefault(table.oid, TableState(phase))
+            if table.oid in again or table.oid not in states:
+                states[table.oid] = TableState(Phase.INIT)
+        if self._options.snapshot == "never":
+            for oid, known in states.items():
+                if known.phase is Phase.INIT:
+                    # Its state stays as it is stored, so that a later run copies it.
+                    states[oid] = TableState(Phase.READY)
         published = {table.oid for table in tables}
         read_at, _ = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
@@ -151,7 +192,7 @@ class Start:
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         return Beginning(
             identity,
-            self._connections.walsender(identity.slot),
+            walsender,
             position,
             states,
             due,
