@@ -13,12 +13,13 @@ from collections.abc import Iterator
 class Proxy:
     """Pass connections on to a server's socket.
 
-    ``pieces`` is the longest piece in which the server's bytes are passed on; ``cut_after`` ends every connection
-    after so many bytes of the server's.
+    ``target`` is the server's socket; another one is for connections to come. ``pieces`` is the longest piece in which
+    the server's bytes are passed on; ``cut_after`` ends every connection after so many bytes of the server's.
     """
 
     def __init__(self, socket_path: str, *, pieces: int = 65536, cut_after: int | None = None, seed: int = 0) -> None:
-        self._target = socket_path
+        self.target = socket_path
+        self._cuts = 0
         self._pieces = pieces
         self.cut_after = cut_after
         self._dice = random.Random(seed)
@@ -27,6 +28,10 @@ class Proxy:
         self._stopping = False
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    def cut(self) -> None:
+        """End the connections of now."""
+        self._cuts += 1
 
     def close(self) -> None:
         """Stop to accept and cut every connection."""
@@ -48,9 +53,10 @@ class Proxy:
     def _pass_on(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX)
         passed = 0
+        cuts = self._cuts
         with client, server, contextlib.suppress(OSError):
-            server.connect(self._target)
-            while not self._stopping:
+            server.connect(self.target)
+            while not self._stopping and self._cuts == cuts:
                 ready, _, _ = select.select([client, server], [], [], 0.05)
                 if client in ready:
                     data = client.recv(65536)

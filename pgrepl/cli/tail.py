@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from pgrepl.cli.completion import complete_files, complete_publication_list, complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
@@ -178,9 +179,10 @@ def tail(
         raise click.UsageError("--append and --overwrite contradict each other")
     if store != "memory" and slot is not None:
         raise click.UsageError("--slot goes with --store memory; another pipeline is --pipeline-id")
-    if from_lsn is not None and snapshot != "never" and "snapshot" in run.flags:
-        raise click.UsageError("--from-lsn takes no snapshot")
     if from_lsn is not None:
+        by_itself = click.get_current_context().get_parameter_source("snapshot") is ParameterSource.DEFAULT
+        if snapshot != "never" and not by_itself:
+            raise click.UsageError("--from-lsn takes no snapshot")
         snapshot = "never"
     _check_beginning(
         store, slot, keep_slot, from_lsn, snapshot, resnapshot, until, accept_slot_position=accept_slot_position

@@ -85,7 +85,10 @@ class Connections:
         while (slot := self.slot(name)) is not None:
             if slot.physical or slot.plugin != "pgoutput":
                 kind = "a physical slot" if slot.physical else f"for the plugin {slot.plugin}"
-                raise OperationError(f"slot {name} is {kind}; tail reads slots for pgoutput")
+                raise OperationError(
+                    f"slot {name} is {kind}; tail reads those for pgoutput",
+                    hint="'pgrepl slots create NAME --publication …' makes one",
+                )
             if slot.database != database:
                 raise OperationError(
                     f"the slot {name} belongs to database {slot.database}", hint="connect to that database"

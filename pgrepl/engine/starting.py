@@ -103,7 +103,8 @@ class Start:
         missing = wanted - {(table.schema, table.name) for table in tables}
         if missing:
             named = ", ".join(sorted(".".join(name) for name in missing))
-            raise InputError(f"--resnapshot names {named}, which this run does not read")
+            there = ", ".join(table.qualified for table in tables[:5]) + (", …" if len(tables) > 5 else "")
+            raise InputError(f"--resnapshot names {named}, which this run does not read", hint=f"it reads {there}")
         return {table.oid for table in tables if (table.schema, table.name) in wanted}
 
     def _resume(self, walsender: Walsender, identity: Identity, slot: Slot | None, state: StoredState) -> resume.Resume:

@@ -192,12 +192,13 @@ class Walsender:
             result = self._result(waiting)
         if result is None:
             raise ConnectionLost("the server ended the replication connection")
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise result_error(result, f"{command.split()[0]} failed")
         if result.status != pq.ExecStatus.COPY_BOTH:
+            # To the end, also after an error: only then can another command be sent.
             with lost_connection():
                 while self._result(waiting) is not None:
                     pass
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise result_error(result, f"{command.split()[0]} failed")
         return result
 
     def _result(self, waiting: Waiting | None) -> pq.abc.PGresult | None:
