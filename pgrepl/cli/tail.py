@@ -116,6 +116,14 @@ class _ResnapshotType(click.ParamType[object]):
 @click.option(
     "--output-timeout", type=DURATION, default="5m", show_default=True, help="How long a failing store is tried again."
 )
+@click.option(
+    "--protocol", type=click.IntRange(1, 2), default=2, show_default=True, help="The version of pgoutput's protocol."
+)
+@click.option(
+    "--streaming",
+    type=click.Choice(["off", "on"]),
+    help="Receive large transactions while they are going on; default on, off with --protocol 1.",
+)
 @click.option("--transactions/--no-transactions", default=False, help="Print begin and commit of each transaction too.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N row events, snapshot rows too.")
 @click.option(
@@ -150,6 +158,8 @@ def tail(
     spool_limit: int,
     accept_slot_position: bool,
     output_timeout: float,
+    protocol: int,
+    streaming: str | None,
     transactions: bool,
     limit: int | None,
     until: object,
@@ -189,6 +199,8 @@ def tail(
     )
     if keep_slot and slot is None:
         slot = f"pgrepl_keep_{secrets.token_hex(4)}"
+    if streaming == "on" and protocol == 1:
+        raise click.UsageError("--streaming on needs --protocol 2")
 
     from pgrepl.engine.linespool import LineSpool
     from pgrepl.engine.pipeline import Options, Pipeline
@@ -212,6 +224,8 @@ def tail(
         accept_slot_position=accept_slot_position,
         format_name=chosen,
         output_timeout=output_timeout,
+        protocol=protocol,
+        streaming=protocol > 1 and streaming != "off",
     )
     sink = _sink(output, "append" if append else "overwrite" if overwrite else "refuse", fsync_interval)
     show_progress = progress if progress is not None else sys.stderr.isatty() and not to_terminal

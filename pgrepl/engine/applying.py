@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pgrepl import events
+from pgrepl.catalog.definitions import DDL_PREFIX, of_message
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.engine import copying, relations
 from pgrepl.engine.changes import Changes
@@ -16,6 +17,7 @@ from pgrepl.engine.core import (
     Confirm,
     Copy,
     Core,
+    Decision,
     DropSpool,
     HandOver,
     MarkCopying,
@@ -28,11 +30,16 @@ from pgrepl.engine.publishing import Publishing
 from pgrepl.engine.routing import Router
 from pgrepl.engine.run import End, Reason, Run, StartAgain
 from pgrepl.engine.starting import Beginning
+from pgrepl.engine.streamed import StreamedTransactions
 from pgrepl.events import Event
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.decoder import decode
 from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data
+
+_PRUNE_INTERVAL = 3600.0
+_BREATH = 10_000
+"""Messages of one transaction after which whoever watches is told of the progress."""
 
 
 class Applier:
@@ -66,6 +73,8 @@ class Applier:
         self._check_stream = check_stream
         self._persistent = run.options.slot is not None
         self._until = until
+        self._streamed: StreamedTransactions | None = None
+        self._next_prune = 0.0
         # Set when the run is to end with the transaction that is being written.
         self._finish: Reason | None = None
         self.publishing = Publishing(run, connections, core, beginning.removed)
@@ -73,6 +82,7 @@ class Applier:
             lambda relation, transaction: relations.resolve(connections.admin, relation, transaction.xid),
             printed=self.publishing.wants,
             known=beginning.known,
+            told=beginning.told,
             appeared=self.publishing.appeared,
         )
         self._router = Router(core, run.output, run.spool, frames=run.options.transactions, printed=self._row_printed)
@@ -87,8 +97,20 @@ class Applier:
             self._copier.run(beginning.prepared)
         self.perform(self._core.copies_due())
 
+    def connected(self, *, streaming: bool) -> None:
+        """Take note that another stream begins; with ``streaming`` large transactions come in blocks."""
+        self._streamed = StreamedTransactions(self._run.spool.messages) if streaming else None
+
+    @property
+    def in_progress(self) -> int:
+        """How many transactions wait in the spool for their end."""
+        return self._streamed.in_progress if self._streamed is not None else 0
+
     def broken_off(self) -> None:
         """Take note that the stream broke off, perhaps in the middle of a transaction."""
+        if self._streamed is not None:
+            self._streamed.close()
+            self._streamed = None
         self._changes.broken_off()
         self._router.broken_off()
         self._core.connection_lost()
@@ -96,7 +118,7 @@ class Applier:
     # The stream.
 
     def payloads(self, payloads: list[bytes]) -> None:
-        """Take what came from the server. Raises End at an end of the run."""
+        """Take what came from the server. Raises End at an end of the run, and StreamingOff."""
         for payload in payloads:
             framed = parse_copy_data(payload)
             if isinstance(framed, Keepalive):
@@ -106,11 +128,17 @@ class Applier:
                     self._done()
                     self._end_at(framed.wal_end)
                 continue
-            self._message(framed.start, decode(framed.data))
-            if self._output.full:
-                self._output.write()
+            if self._streamed is None:
+                self._message(framed.start, decode(framed.data))
+            else:
+                for number, (start, data) in enumerate(self._streamed.feed(framed.start, framed.data)):
+                    self._message(start, decode(data))
+                    if number % _BREATH == _BREATH - 1:
+                        self._run.observer.progress(self._progress)
 
     def _message(self, start: Lsn, message: messages.AnyMessage) -> None:
+        if self._output.full:
+            self._output.write()
         kind = type(message)
         if kind is messages.Begin:
             assert isinstance(message, messages.Begin)
@@ -123,6 +151,10 @@ class Applier:
             return
         for event in self._changes.apply(start, message):
             self._router.route(event)
+        if kind is messages.Message:
+            assert isinstance(message, messages.Message)
+            if message.prefix == DDL_PREFIX and message.transactional:
+                self._defined(start, message.content)
         if kind is messages.Commit:
             assert isinstance(message, messages.Commit)
             self._router.commit(message.end_lsn)
@@ -131,6 +163,21 @@ class Applier:
             self._done()
             self.perform(actions)
             self.end_between()
+
+    def _defined(self, lsn: Lsn, content: bytes) -> None:
+        """Store a version of a table, now or when its copy has been handed over: a copy that is lost forgets it."""
+        try:
+            definition = of_message(content)
+        except ValueError as error:
+            self._run.observer.warning(f"{error}, at {lsn}: no version of a table is stored")
+            return
+        decision = self._core.whose(definition.oid)
+        if decision is Decision.EMIT:
+            in_store(self._run, lambda: self._run.store.version(definition, lsn))
+        elif decision is Decision.SPOOL:
+            transaction = self._changes.transaction
+            assert transaction is not None
+            self._run.spool.append_definition(definition.oid, transaction.commit_lsn, lsn, content)
 
     def end_between(self) -> None:
         """End the run for a signal or the clock, now or with the transaction that is open."""
@@ -157,13 +204,16 @@ class Applier:
 
     # Copies.
 
-    def copied(self) -> None:
-        """Take in what copies have to tell."""
+    def copied(self, seconds: float) -> None:
+        """Take in what copies have to tell, for so long at the most, and one write: there is always more of it."""
+        end = time.monotonic() + seconds
         while (news := self._inbox.take()) is not None:
             self._news(news)
             self._done()
             if self._output.full:
                 self._output.write()
+            if time.monotonic() >= end:
+                return
 
     def _news(self, news: copying.News) -> None:
         # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.
@@ -173,17 +223,17 @@ class Applier:
                 if table.oid not in self._core.tables:
                     return
                 attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
-                self._changes.knows(table)
+                self._changes.knows(table, snapshot_lsn)
                 self.perform(self._core.copy_begins(table.oid, snapshot_lsn))
                 if self._until is not None:
                     self._until = max(self._until, snapshot_lsn)
-                in_store(self._run, lambda: self._run.store.schema(table, Lsn(0)))
+                in_store(self._run, lambda: self._run.store.schema(table))
                 self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
-            case copying.Rows(oid, lines, count):
-                if oid in self._core.tables:
+            case copying.Rows(oid, snapshot_lsn, lines, count):
+                if self._core.is_copied_from(oid, snapshot_lsn):
                     self._rows(lines, count)
             case copying.Ends(table, snapshot_lsn, rows):
-                if table.oid not in self._core.tables:
+                if not self._core.is_copied_from(table.oid, snapshot_lsn):
                     return
                 attempt = self._run.copies[table.oid]
                 self._output.emit(events.SnapshotEnd(table, attempt, rows, snapshot_lsn))
@@ -198,13 +248,15 @@ class Applier:
                         self.perform(self._core.copy_lost(oid))
             case copying.Gone(oids):
                 for oid in oids:
-                    self.perform(self._core.forget(oid))
+                    if oid in self._core.tables:
+                        self.perform(self._core.forget(oid))
             case copying.Failed(oid, error):
                 if not self._persistent:
                     raise error
                 self._run.observer.warning(f"{error}; the stream goes on without this table", hint=error.hint)
-                in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
-                self.perform(self._core.copy_failed(oid))
+                if oid in self._core.tables:
+                    in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
+                    self.perform(self._core.copy_failed(oid))
 
     def _rows(self, lines: bytes, count: int) -> None:
         limit = self._options.limit
@@ -237,14 +289,24 @@ class Applier:
         if due:
             self._expect(due)
             self.perform(self._core.copies_due())
+        self._prune_when_due()
         self._progress.phase = "copying" if self._core.copying else "streaming"
         self._progress.spooled = self._run.spool.used
         self._run.observer.progress(self._progress)
+
+    def _prune_when_due(self) -> None:
+        """Remove versions of tables that nobody needs any more, once an hour."""
+        now = time.monotonic()
+        if now < self._next_prune or self._core.confirmed == 0:
+            return
+        self._next_prune = now + _PRUNE_INTERVAL
+        in_store(self._run, lambda: self._run.store.prune(self._core.confirmed))
 
     def close(self) -> None:
         """Make what was printed durable, store it, and say it to the server as the last word."""
         self._output.close()
         self.perform(self._core.durable(self._output.durable(), time.monotonic(), at_once=True))
+        self._prune_when_due()
 
     def perform(self, actions: list[Action]) -> None:
         """Do what the core has decided."""
@@ -260,12 +322,14 @@ class Applier:
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):
-                    in_store(run, lambda t=tables, p=position: store.ready(t, p))  # type: ignore[misc]
+                    told = self._changes.told(position)
+                    in_store(run, lambda t=tables, p=position, v=told: store.ready(t, p, v))  # type: ignore[misc]
                     self.perform(self._core.stored_at(position))
                 case StoreCaughtUp(tables):
                     in_store(run, lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
                 case StorePosition(position):
-                    in_store(run, lambda p=position: store.position(p))  # type: ignore[misc]
+                    told = self._changes.told(position)
+                    in_store(run, lambda p=position, v=told: store.position(p, v))  # type: ignore[misc]
                     self.perform(self._core.stored_at(position))
                 case Confirm(position):
                     self._confirm(position)
@@ -277,7 +341,10 @@ class Applier:
                 self._output.add(line)
                 if self._output.full:
                     self._output.write()
-            self._run.spool.drop(table, None)
         self._output.boundary(self._core.done)
         self._output.sync()
+        for table in tables:
+            for lsn, content in self._run.spool.definitions(table):
+                definition = of_message(content)
+                in_store(self._run, lambda d=definition, at=lsn: self._run.store.version(d, at))  # type: ignore[misc]
         self.perform(self._core.handed_over())

@@ -35,8 +35,9 @@ class Options:
     after ``limit`` row events, before the first transaction with ``commit_lsn >= until`` (``now``: the end of the WAL
     once the slot exists), or ``duration`` seconds after its start; while tables are being copied only ``limit`` and
     ``duration`` end it. With ``exact_limit`` it ends at the row itself, else with its transaction. ``jobs`` workers
-    copy. Every ``refresh`` seconds the publication is read again. A store or an output that fails is tried for
-    ``output_timeout`` seconds.
+    copy. Every ``refresh`` seconds the publication is read again. With ``streaming``, which needs ``protocol``
+    version 2, the server sends large transactions while they are still going on. A store or an output that fails is
+    tried for ``output_timeout`` seconds.
     """
 
     publications: tuple[str, ...]
@@ -55,6 +56,8 @@ class Options:
     refresh: float | None = None
     accept_slot_position: bool = False
     format_name: str = "json"
+    protocol: int = 2
+    streaming: bool = True
     output_timeout: float = 300.0
 
 

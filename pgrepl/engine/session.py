@@ -17,9 +17,10 @@ from pgrepl.engine.applying import Applier
 from pgrepl.engine.connections import Connections, held
 from pgrepl.engine.copying import Copier, Inbox
 from pgrepl.engine.core import Core, Phase
-from pgrepl.engine.patience import in_store
+from pgrepl.engine.reconnecting import Reconnecting
 from pgrepl.engine.run import FIRST_RETRY, End, Run, StartAgain
-from pgrepl.engine.starting import Beginning, Start
+from pgrepl.engine.starting import Beginning, Start, temporary_slot_name
+from pgrepl.engine.streamed import StreamingOff
 from pgrepl.errors import ConnectError, OperationError, PositionError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.receiver import Receiver
@@ -28,13 +29,15 @@ from pgrepl.replication.walsender import Walsender
 from pgrepl.sinks.file import FileSink
 from pgrepl.stores.memory import MemoryStore
 
+_INTERNAL_ERROR = "XX000"
+_START_AGAIN = (
+    "start again: a new snapshot is taken, and changes in between are not seen; --store postgres keeps the position"
+)
 _STEP = 0.2
 _HOLDER_PATIENCE = 5.0
 # How long after wal_sender_timeout the server may take to end the walsender of a lost connection.
 _OLD_WALSENDER = 10.0
-_PROMOTION_PATIENCE = 300.0
-# How often an error that should pass is seen at one position before it is taken seriously.
-_ATTEMPTS = 3
+_SLICE = 0.05
 
 
 class Session:
@@ -48,8 +51,8 @@ class Session:
         self._persistent = run.options.slot is not None
         self._receiver: Receiver | None = None
         self._reconnected = False
-        # How often, at which position, an error came that should have passed by itself.
-        self._failed = (0, Lsn(0))
+        # Whether the next stream is asked to send large transactions while they are going on.
+        self._streaming = run.options.streaming
 
     def run(self) -> None:
         """Prepare and stream. Ends with End, StartAgain, or an error."""
@@ -58,7 +61,8 @@ class Session:
             self._begin_and_stream(self._connections)
         except PositionError as error:
             if error.hint is None:
-                error.hint = resume.anew(self._options.slot or "", there=True, kept=self._keeps_state)
+                slot = self._options.slot
+                error.hint = resume.anew(slot, there=True, kept=self._keeps_state) if slot else _START_AGAIN
             raise
         finally:
             self._connections.say_notices()
@@ -75,7 +79,7 @@ class Session:
         if options.snapshot != "never":
             preflight.check_readable(connections.admin, tables)
         self._run.check_end()
-        inbox = Inbox(self._nudge)
+        self._inbox = inbox = Inbox(self._nudge)
         copier = Copier(
             self._run.target, options.publications, options.selection, options.jobs, self._run.output.format, inbox
         )
@@ -83,6 +87,7 @@ class Session:
         beginning = Start(self._run, connections, copier).begin(facts, tables)
         self._identity = beginning.identity
         self._core = self._make_core(beginning)
+        self._reconnecting = Reconnecting(self._run, connections, self._core, beginning.identity, self._pause_writing)
         self._applier = Applier(
             self._run,
             connections,
@@ -100,10 +105,20 @@ class Session:
             while True:
                 try:
                     self._stream(walsender)
+                except StreamingOff as reason:
+                    walsender = self._without_streaming(str(reason))
                 except (ConnectError, psycopg.OperationalError, Passing) as error:
                     if not isinstance(error, Passing) and not is_lost(error):
                         raise
                     walsender = self._after_loss(error)
+                except OperationError as error:
+                    # With streaming on PostgreSQL 16 to 18 fail on a table that a large transaction truncates twice,
+                    # the first time in a savepoint that was rolled back: "could not map filenumber …".
+                    if not self._streaming or error.sqlstate != _INTERNAL_ERROR:
+                        raise
+                    if not self._persistent:
+                        raise self._slot_gone(error, f"--streaming off; {_START_AGAIN}") from None
+                    walsender = self._without_streaming(str(error))
         except End:
             self._applier.close()
             raise
@@ -137,28 +152,42 @@ class Session:
             walsender.close()
         else:
             self._start_receiving(walsender)
+        slice_ = _SLICE
         while True:
             if only and not self._core.copying:
                 raise End("snapshot")
             self._applier.end_between()
-            payloads = self._receive()
+            self._read(slice_)
             self._connections.say_notices()
-            self._applier.copied()
-            if payloads is not None:
-                self._run.delay = FIRST_RETRY
-                self._applier.payloads(payloads)
+            began = time.monotonic()
+            self._applier.copied(_SLICE)
+            # However long a slow reader makes the rows of a copy take, the stream gets as much time: the server keeps
+            # the WAL that has not been read.
+            slice_ = max(_SLICE, time.monotonic() - began)
             self._applier.settle()
+
+    def _read(self, seconds: float) -> None:
+        """Take what has come from the server, for so long at the most."""
+        end = time.monotonic() + seconds
+        patience = self._patience()
+        while (payloads := self._receive(patience)) is not None:
+            self._run.delay = FIRST_RETRY
+            self._applier.payloads(payloads)
+            if time.monotonic() >= end:
+                return
+            patience = 0.0
 
     def _start_receiving(self, walsender: Walsender) -> None:
         guard = self._connections.open()
         self._start_replication(walsender)
         self._receiver = Receiver(
             walsender,
-            self._core.resume_position(),
+            # Not where the stream is read from: the output may be ahead of the store.
+            self._core.stored,
             wal_sender_timeout=self._connections.wal_sender_timeout,
             guard=guard.pgconn,
         )
-        self._resources.callback(self._receiver.close)
+        self._connections.before_close(self._receiver.close)
         self._receiver.start()
         if self._options.until is not None:
             self._receiver.ask_for_keepalives()
@@ -171,7 +200,13 @@ class Session:
         told = False
         while True:
             try:
-                walsender.start_replication(self._identity.slot, position, self._options.publications)
+                walsender.start_replication(
+                    self._identity.slot,
+                    position,
+                    self._options.publications,
+                    protocol=self._options.protocol,
+                    streaming=self._streaming,
+                )
                 break
             except OperationError as error:
                 if error.sqlstate != "55006":
@@ -184,35 +219,29 @@ class Session:
                 self._observer.notice(f"{in_use}; waiting for it")
                 told = True
             self._pause_writing(_STEP)
-        self._check_not_moved()
+        if self._persistent:
+            self._reconnecting.check_not_moved()
+        self._applier.connected(streaming=self._streaming)
 
-    def _check_not_moved(self) -> None:
-        """Make sure that nobody has moved the slot before it was ours: the server would begin there without a word."""
-        slot = self._connections.slot(self._identity.slot)
-        if self._persistent and slot is not None and slot.confirmed_flush_lsn is not None:
-            self._check_position(slot.confirmed_flush_lsn)
-
-    def _check_position(self, confirmed: Lsn) -> None:
-        if confirmed > self._core.done:
-            raise PositionError(
-                f"the slot {self._identity.slot} is at {confirmed}, beyond {self._core.done}:"
-                " somebody else has read it, or made it anew"
-            )
-
-    def _receive(self) -> list[bytes] | None:
+    def _receive(self, patience: float) -> list[bytes] | None:
         if self._receiver is None:
-            self._run.pause(_STEP / 10)
+            self._run.pause(min(patience, _STEP / 10))
             return None
         if self._run.spool.full:
+            if self._applier.in_progress:
+                # The end of a transaction, which would make room, is behind what there is no room for.
+                raise StreamingOff("the spool is full, and transactions that are going on are in it")
             # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive.
             self._receiver.check()
-            time.sleep(_STEP / 4)
+            time.sleep(min(patience, _STEP / 4))
             return None
-        payloads = self._receiver.batch(self._patience())
+        payloads = self._receiver.batch(patience)
         self._run.progress.received = self._receiver.received
         return payloads
 
     def _patience(self) -> float:
+        if not self._inbox.is_empty:
+            return 0.0
         if self._run.deadline is None:
             return _STEP
         return max(0.0, min(_STEP, self._run.deadline - time.monotonic()))
@@ -232,6 +261,25 @@ class Session:
             self._receiver.check()
         return self._receiver is not None
 
+    def _without_streaming(self, reason: str) -> Walsender:
+        """Begin the stream again from the position, with transactions that come when they are whole."""
+        self._observer.warning(f"{reason}; reading it again with streaming off")
+        self._streaming = False
+        self._applier.broken_off()
+        old, self._receiver = self._receiver, None
+        assert old is not None
+        if self._persistent:
+            old.close()
+            return self._connections.walsender(self._identity.slot)
+        # A temporary slot ends with its connection, so it is carried over to the other one before.
+        name = temporary_slot_name()
+        walsender = self._connections.walsender(name)
+        walsender.copy_slot(self._identity.slot, name)
+        self._identity = replace(self._identity, slot=name)
+        self._run.slot_name = name
+        old.close()
+        return walsender
+
     # A lost connection.
 
     def _after_loss(self, error: Exception) -> Walsender:
@@ -241,52 +289,24 @@ class Session:
         if not self._persistent:
             if self._core.copying:
                 raise StartAgain(one_line(error))
-            # What has been read is printed, also the beginning of a transaction that did not arrive whole.
-            output = self._run.output
-            output.close()
-            raise PositionError(
-                f"{one_line(error)}; the temporary slot is gone with it,"
-                f" and changes from {output.printed} on cannot be read any more",
-                hint="start again: a new snapshot is taken, and changes in between are not seen;"
-                " --store postgres keeps the position",
-                sqlstate=getattr(error, "sqlstate", None),
-            ) from None
-        if isinstance(error, Passing):
-            self._count_failure(error)
-        self._observer.warning(f"{one_line(error)}; connecting again", hint=getattr(error, "hint", None))
+            raise self._slot_gone(error, _START_AGAIN) from None
+        # It may be another connection than the stream's, which holds the slot then.
+        self._connections.close()
         self._reconnected = True
-        standby_since: float | None = None
-        said = ""
-        while True:
-            self._pause_writing(self._run.next_delay())
-            try:
-                return self._connect_again()
-            except (OperationError, ConnectError, psycopg.OperationalError) as again:
-                state = getattr(again, "sqlstate", None)
-                # What was the primary's address a moment ago may be that of a standby which is to be promoted.
-                standby_since = (standby_since or time.monotonic()) if state == "25006" else None
-                promoted_soon = standby_since is not None and time.monotonic() < standby_since + _PROMOTION_PATIENCE
-                if not (is_lost(again) or promoted_soon or state == "53300"):
-                    raise
-                reason = one_line(again)
-                if reason != said:
-                    self._observer.notice(f"waiting: {reason}")
-                    said = reason
-
-    def _count_failure(self, error: Passing) -> None:
-        count, position = self._failed
-        count = count + 1 if position == self._core.done else 1
-        if count > _ATTEMPTS:
-            raise error.final from None
-        self._failed = (count, self._core.done)
-
-    def _connect_again(self) -> Walsender:
-        self._connections.open_admin()
-        preflight.check_server(self._connections.admin, slots=0)
-        walsender = self._connections.walsender(self._identity.slot)
-        self._check_same(walsender)
-        self._observer.notice(f"connected again, going on from {self._core.resume_position()}")
+        walsender = self._reconnecting.again(error)
+        self._streaming = self._options.streaming
         return walsender
+
+    def _slot_gone(self, error: Exception, hint: str) -> PositionError:
+        # What has been read is printed, also the beginning of a transaction that did not arrive whole.
+        output = self._run.output
+        output.close()
+        return PositionError(
+            f"{one_line(error)}; the temporary slot is gone with it,"
+            f" and changes from {output.printed} on cannot be read any more",
+            hint=hint,
+            sqlstate=getattr(error, "sqlstate", None),
+        )
 
     def _pause_writing(self, seconds: float) -> None:
         """Wait, but let copies that are still going on be printed."""
@@ -294,38 +314,8 @@ class Session:
         output = self._run.output
         while time.monotonic() < end:
             self._run.check_end()
-            self._applier.copied()
+            self._applier.copied(_SLICE)
             output.write()
             output.tick()
-            time.sleep(_STEP / 4)
-
-    def _check_same(self, walsender: Walsender) -> None:
-        """Make sure that what answers now is the server, and the slot, that the connection was lost to."""
-        before = self._identity
-        system_identifier, timeline = walsender.identify()
-        if system_identifier != before.system_identifier:
-            raise PositionError(
-                f"the server is {system_identifier} now, it was {before.system_identifier}",
-                hint="another server answers at this address: connect to the one of before",
-            )
-        now = replace(before, timeline=timeline)
-        slot = self._connections.slot(now.slot)
-        if slot is None or slot.lost or slot.confirmed_flush_lsn is None:
-            failover = f" since the failover to timeline {timeline}" if timeline != before.timeline else ""
-            state = f"gone{failover}" if slot is None else slot.verdict.text
-            raise PositionError(
-                f"the slot {now.slot} is {state}, and changes from {self._core.done} on are with it",
-                hint=resume.anew(now.slot, there=slot is not None, kept=self._keeps_state),
-            )
-        self._check_position(slot.confirmed_flush_lsn)
-        if timeline != before.timeline:
-            resume.check_timeline(before.timeline, now, self._core.done, walsender.timeline_history(timeline))
-            self._observer.warning(resume.came_along(before.timeline, now, self._core.done))
-            in_store(self._run, lambda: self._run.store.begin(now, self._core.stored, ()))
-            self._identity = now
-        wal_end = self._connections.wal_end()
-        if self._core.done > wal_end:
-            raise PositionError(
-                f"changes up to {self._core.done} were read, and the server's WAL ends at {wal_end}:"
-                " it was restored to an earlier time"
-            )
+            if self._inbox.is_empty:
+                time.sleep(_STEP / 4)

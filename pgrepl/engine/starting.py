@@ -32,8 +32,9 @@ class Beginning:
     """Where a session begins.
 
     ``walsender`` is the connection that is to stream; ``tables`` are the states that the core starts with, ``due`` what
-    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables. Tables
-    in ``removed`` have left the publication, of which the catalog was read at that LSN.
+    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
+    those that an earlier run has told the output of. Tables in ``removed`` have left the publication, of which the
+    catalog was read at that LSN.
     """
 
     identity: Identity
@@ -44,7 +45,13 @@ class Beginning:
     prepared: Prepared | None = None
     known: Mapping[int, Table] = field(default_factory=dict)
     copies: Mapping[int, int] = field(default_factory=dict)
+    told: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
+
+
+def temporary_slot_name() -> str:
+    """Make a name that nobody else has."""
+    return f"pgrepl_tmp_{os.getpid()}_{secrets.token_hex(4)}"
 
 
 class Start:
@@ -64,7 +71,7 @@ class Start:
         Raises InputError, OperationError, PositionError and StartAgain; nothing is made or stored before it is known
         that state, slot and server fit together.
         """
-        name = self._options.slot or f"pgrepl_tmp_{os.getpid()}_{secrets.token_hex(4)}"
+        name = self._options.slot or temporary_slot_name()
         again = self._again(tables)
         walsender = self._connections.walsender(name)
         identity = Identity(*walsender.identify(), name, ",".join(self._options.publications))
@@ -198,6 +205,7 @@ class Start:
             states,
             due,
             copies=state.copies,
+            told=state.told,
             removed={oid: read_at for oid in states if oid not in published},
         )
 

@@ -38,7 +38,11 @@ _STREAM: Final = frozenset(b"SEcA")
 _CHANGES: Final = frozenset(b"IUDT")
 
 
-class NotStreamable(Exception):
+class StreamingOff(Exception):
+    """The stream has to be read again from its position with streaming off."""
+
+
+class NotStreamable(StreamingOff):
     """A transaction that came in blocks has to be read again with streaming off, from the position before it.
 
     A logical message in a block does not say which subtransaction wrote it. When a subtransaction is rolled back after

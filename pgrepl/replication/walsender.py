@@ -161,6 +161,11 @@ class Walsender:
         assert point is not None
         return CreatedSlot(slot, Lsn.parse(point), snapshot)
 
+    def copy_slot(self, source: str, name: str) -> None:
+        """Make a temporary slot that stands where ``source`` does, which may be in use."""
+        names = ", ".join(f"'{check_slot_name(each)}'" for each in (source, name))
+        self.query(f"SELECT pg_catalog.pg_copy_logical_replication_slot({names}, true)")
+
     def drop_slot(self, name: str) -> None:
         """Drop a slot, waiting for whoever lets go of it just now."""
         self.query(f"DROP_REPLICATION_SLOT {quote_ident(name)} WAIT")
@@ -171,9 +176,9 @@ class Walsender:
         """Begin to stream the slot from ``start``, logical messages included.
 
         With ``streaming``, which needs protocol version 2, large transactions come in blocks while they are still going
-        on; without it the server keeps them on its own disk until they commit. With it, 16 to 18 fail on a table that a
-        large transaction alters twice, the first time rolled back to a savepoint ("could not map filenumber …"): read
-        such a transaction without it.
+        on; without it the server keeps them on its own disk until they commit. With it, 16 to 18 fail on a table whose
+        file a large transaction replaces twice (TRUNCATE), the first time in a savepoint that was rolled back ("could
+        not map filenumber …"): read such a transaction without it.
         From here on the connection carries CopyData both ways, and is a Receiver's.
         """
         names = ",".join(quote_ident(name) for name in publications)

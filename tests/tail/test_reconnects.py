@@ -121,7 +121,7 @@ def test_another_server_at_the_address(database18: Database, new_server: NewServ
             connection.execute("CREATE PUBLICATION pub FOR TABLE t")
             connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
         wire.target = f"{other.host}/.s.PGSQL.{other.port}"
-        wire.cut()
+        wire.cut_all()
         finished = tail.finish()
     refused(finished, 5, "the server is ", "another server answers at this address")
     other.psql(f"SELECT pg_drop_replication_slot('{slot}')", database18.name)
@@ -256,7 +256,7 @@ def test_a_role_that_may_not_any_more_is_not_tried_for_ever(
     with Tail(*POSTGRES, dsn=dsn) as tail:
         slot = streaming(tail, database18)
         with frozen(tail, database18, slot) as connection:
-            connection.execute(spoil)  # type: ignore[call-overload]
+            connection.execute(spoil)
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'")
         finished = tail.finish(60)
     assert finished.code == code, finished.stderr

@@ -343,9 +343,9 @@ def test_no_setting_hides_that_changes_are_skipped(database18: Database) -> None
         ):
             connection.execute("CREATE ROLE reader LOGIN SUPERUSER")
             statement = alter.as_string(connection)
-            connection.execute(statement.format("SET") + " = error")  # type: ignore[call-overload]
+            connection.execute(statement.format("SET") + " = error")
             must_see_that_it_is_younger(database18, database18.dsn("reader"))
-            connection.execute(statement.format("RESET"))  # type: ignore[call-overload]
+            connection.execute(statement.format("RESET"))
             connection.execute("DROP ROLE reader")
 
 
