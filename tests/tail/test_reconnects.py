@@ -291,7 +291,8 @@ def test_what_the_server_has_spilled_and_cannot_read(new_server: NewServer) -> N
     """The transaction is read again, and the output goes on in its middle."""
     database = Database(new_server(18, logical_decoding_work_mem="64kB"), "postgres")
     prepare(database)
-    with Tail(*POSTGRES, dsn=database.dsn(), read=False) as tail, database.connect() as connection:
+    options = (*POSTGRES, "--streaming", "off")
+    with Tail(*options, dsn=database.dsn(), read=False) as tail, database.connect() as connection:
         eventually(lambda: _reads(connection), 30)
         slot = slot_of(database)
         connection.execute("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(2, 100000) i")
