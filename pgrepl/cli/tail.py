@@ -301,14 +301,18 @@ def _store(target: ConnectionTarget, store: str, pipeline_id: int | None) -> Sto
     from pgrepl.stores.postgres import PostgresStore
 
     kept = PostgresStore(target, _pipeline_id(target, pipeline_id))
-    kept.prepare()
-    others = kept.other_pipelines()
-    if others and pipeline_id is None:
-        listed = ", ".join(map(str, others))
-        raise InputError(
-            f"etl.replication_state holds no state of this pipeline, but of {listed}",
-            hint=f"the host's name is part of the id: --pipeline-id {others[0]} goes on with that one",
-        )
+    try:
+        kept.prepare()
+        others = kept.other_pipelines()
+        if others and pipeline_id is None:
+            listed = ", ".join(map(str, others))
+            raise InputError(
+                f"etl.replication_state holds no state of this pipeline, but of {listed}",
+                hint=f"the host's name is part of the id: --pipeline-id {others[0]} goes on with that one",
+            )
+    except BaseException:
+        kept.close()
+        raise
     return kept
 
 

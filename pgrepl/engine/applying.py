@@ -96,6 +96,11 @@ class Applier:
                 self.perform(self._core.copy_begins(table.oid, beginning.position))
             self._copier.run(beginning.prepared)
         self.perform(self._core.copies_due())
+        self._retry()
+
+    def _retry(self) -> None:
+        """Begin to copy errored tables whose time has come; what is stored is a time of day."""
+        self.perform(self._core.retries_due(time.time()))
 
     def connected(self, *, streaming: bool) -> None:
         """Take note that another stream begins; with ``streaming`` large transactions come in blocks."""
@@ -285,6 +290,7 @@ class Applier:
         self._output.tick()
         self.perform(self._core.durable(self._output.durable(), time.monotonic()))
         self.publishing.forget_removed(self.perform)
+        self._retry()
         due = self.publishing.refresh_when_due()
         if due:
             self._expect(due)
@@ -306,6 +312,7 @@ class Applier:
         """Make what was printed durable, store it, and say it to the server as the last word."""
         self._output.close()
         self.perform(self._core.durable(self._output.durable(), time.monotonic(), at_once=True))
+        self.publishing.forget_removed(self.perform)
         self._prune_when_due()
 
     def perform(self, actions: list[Action]) -> None:

@@ -161,7 +161,7 @@ def held(slot: Slot) -> OperationError:
         named = [part for part in (holder.application_name, holder.client_addr) if part]
         who = f"pid {holder.pid}" + (f" ({', '.join(named)})" if named else "")
     return OperationError(
-        f"slot {slot.name} is in use by {who}",
+        f"the slot {slot.name} is in use by {who}",
         hint="stop that reader first; two cannot share a slot",
         sqlstate="55006",
     )

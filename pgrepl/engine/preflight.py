@@ -71,6 +71,11 @@ def check_publications(
     return selection.of(publications.published_tables(connection, names), names)
 
 
+def published_oids(connection: psycopg.Connection, names: Sequence[str]) -> set[int]:
+    """List the tables of the publications, wanted or not."""
+    return {table.oid for table in publications.published_tables(connection, names)}
+
+
 def check_readable(connection: psycopg.Connection, tables: Sequence[PublishedTable]) -> None:
     """Check that the role may read every published column, as a copy must. Raises OperationError naming the tables."""
     role = roles.can_replicate(connection)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pgrepl.errors import InputError, PositionError
-from pgrepl.lsn import Lsn
+from pgrepl.lsn import WAL_ALIGNMENT, Lsn
 from pgrepl.stores import Identity, StoredState
 
 
@@ -107,11 +107,11 @@ def decide(
         return Resume(
             "take_over",
             slot.confirmed,
-            f"slot {now.slot} is there and no position is stored: going on from {slot.confirmed}",
+            taken_over(now.slot, slot.confirmed),
         )
     if slot.confirmed > state.position:
         if not accept_slot_position:
-            raise PositionError(_ahead(now.slot, slot.confirmed, state.position), hint=_AHEAD_HINT)
+            raise PositionError(ahead(now.slot, slot.confirmed, state.position), hint=_AHEAD_HINT)
         return Resume("resume", slot.confirmed)
     if state.position > here.wal_end:
         raise PositionError(
@@ -190,11 +190,30 @@ _AHEAD_HINT = (
 )
 
 
-def _ahead(slot: str, confirmed: Lsn, stored: Lsn) -> str:
+def taken_over(slot: str, confirmed: Lsn) -> str:
+    """Say that a slot without a stored position is read on from where it stands."""
+    going_on = f"slot {slot} is there and no position is stored: going on from {confirmed}"
+    past = confirmed % WAL_ALIGNMENT
+    if past in (0, WAL_ALIGNMENT - 1):
+        return going_on
+    # The last byte of a record is where a slot was released; the first ones are left by a start without any new WAL.
+    return (
+        f"{going_on}, {_bytes(past)} beyond {Lsn(confirmed - past)}: supabase/etl was started on a quiet server, which"
+        " skips a transaction that commits exactly there"
+    )
+
+
+def ahead(slot: str, confirmed: Lsn, stored: Lsn) -> str:
+    """Say that a slot is ahead of the stored position, and who may have moved it."""
     distance = confirmed - stored
-    if distance == 1:
+    if distance < WAL_ALIGNMENT:
+        # Nobody else confirms what is no start of a record.
         return (
-            f"the slot {slot} is at {confirmed}, one byte beyond the stored position {stored}:"
+            f"the slot {slot} is at {confirmed}, {_bytes(distance)} beyond the stored position {stored}:"
             " supabase/etl was started in between, and the server skips a transaction that commits exactly there"
         )
     return f"the slot {slot} is at {confirmed}, {distance} bytes beyond the stored position {stored}: a gap"
+
+
+def _bytes(number: int) -> str:
+    return "one byte" if number == 1 else f"{number} bytes"

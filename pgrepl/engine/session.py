@@ -11,23 +11,26 @@ from dataclasses import replace
 
 import psycopg
 
+from pgrepl import names
 from pgrepl.connection import is_lost, one_line
-from pgrepl.engine import preflight, resume
+from pgrepl.engine import leftovers, preflight, resume
 from pgrepl.engine.applying import Applier
 from pgrepl.engine.connections import Connections, held
 from pgrepl.engine.copying import Copier, Inbox
 from pgrepl.engine.core import Core, Phase
 from pgrepl.engine.reconnecting import Reconnecting
+from pgrepl.engine.release import release
 from pgrepl.engine.run import FIRST_RETRY, End, Run, StartAgain
 from pgrepl.engine.starting import Beginning, Start, temporary_slot_name
 from pgrepl.engine.streamed import StreamingOff
-from pgrepl.errors import ConnectError, OperationError, PositionError
+from pgrepl.errors import ConnectError, OperationError, PgreplError, PositionError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.receiver import Receiver
 from pgrepl.replication.verdicts import Passing
 from pgrepl.replication.walsender import Walsender
 from pgrepl.sinks.file import FileSink
 from pgrepl.stores.memory import MemoryStore
+from pgrepl.stores.postgres import PostgresStore
 
 _INTERNAL_ERROR = "XX000"
 _START_AGAIN = (
@@ -37,6 +40,7 @@ _STEP = 0.2
 _HOLDER_PATIENCE = 5.0
 # How long after wal_sender_timeout the server may take to end the walsender of a lost connection.
 _OLD_WALSENDER = 10.0
+_RELEASE_SECONDS = 2.0
 _SLICE = 0.05
 
 
@@ -51,6 +55,9 @@ class Session:
         self._persistent = run.options.slot is not None
         self._receiver: Receiver | None = None
         self._reconnected = False
+        self._swept = False
+        # Set at a good end of a pipeline that supabase/etl may go on with.
+        self._leaving = False
         # Whether the next stream is asked to send large transactions while they are going on.
         self._streaming = run.options.streaming
 
@@ -78,6 +85,8 @@ class Session:
         tables = preflight.check_publications(connections.admin, options.publications, options.selection)
         if options.snapshot != "never":
             preflight.check_readable(connections.admin, tables)
+        if self._run.slot_name is None:
+            self._tell_state_elsewhere()
         self._run.check_end()
         self._inbox = inbox = Inbox(self._nudge)
         copier = Copier(
@@ -100,6 +109,7 @@ class Session:
             check_stream=self._check_stream,
         )
         self._applier.begin_copies(beginning)
+        self._left_out = beginning.left_out
         walsender = beginning.walsender
         try:
             while True:
@@ -120,7 +130,10 @@ class Session:
                         raise self._slot_gone(error, f"--streaming off; {_START_AGAIN}") from None
                     walsender = self._without_streaming(str(error))
         except End:
+            self._leaving = isinstance(self._run.store, PostgresStore)
             self._applier.close()
+            if self._leaving:
+                self._release()
             raise
 
     def _make_core(self, beginning: Beginning) -> Core:
@@ -152,6 +165,7 @@ class Session:
             walsender.close()
         else:
             self._start_receiving(walsender)
+            self._sweep()
         slice_ = _SLICE
         while True:
             if only and not self._core.copying:
@@ -253,7 +267,49 @@ class Session:
 
     def _confirm(self, position: Lsn) -> None:
         if self._receiver is not None:
-            self._receiver.confirm(position)
+            # The last word may lie inside the last record; said all the time it would hold up the server's shutdown.
+            self._receiver.confirm(Lsn(position - 1) if self._leaving else position)
+
+    def _sweep(self) -> None:
+        """Once the slot is ours: drop those that supabase/etl has left beside it."""
+        if self._swept or not isinstance(self._run.store, PostgresStore):
+            return
+        self._swept = True
+        leftovers.sweep(self._connections.admin, self._identity.slot, self._left_out, self._observer)
+
+    def _tell_state_elsewhere(self) -> None:
+        """Say that this run starts over, where another store has state of the pipeline and this one has none."""
+        run = self._run
+        if run.options.slot is None:
+            pipeline: int | None = names.pipeline_id(run.target.pipeline_host(), run.target.database())
+        else:
+            pipeline = names.parse_slot(run.options.slot).pipeline_id
+        kept = isinstance(run.store, PostgresStore)
+        if pipeline is None or (kept and run.store.load().tables):
+            return
+        found = leftovers.state_elsewhere(self._connections.admin, pipeline, "postgres" if kept else None)
+        if found is not None:
+            self._observer.notice(f"{found}; this run starts over, without it")
+
+    def _release(self) -> None:
+        """Leave the slot where supabase/etl reads it right, or say that it could not be done."""
+        if self._receiver is not None:
+            self._receiver.close()
+        run, name = self._run, self._identity.slot
+        try:
+            release(
+                self._connections.admin,
+                name,
+                self._core.stored,
+                self._options.publications,
+                run.store.position,
+                seconds=_RELEASE_SECONDS,
+            )
+        except (PgreplError, psycopg.Error) as error:
+            run.observer.notice(
+                f"slot {name} could not be released ({one_line(error)});"
+                " before supabase/etl goes on with it: 'pgrepl state release'"
+            )
 
     def _check_stream(self) -> bool:
         """Say whether there is a stream. Raises ConnectError when it is lost."""

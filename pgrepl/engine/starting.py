@@ -11,12 +11,14 @@ from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.server import Server
 from pgrepl.catalog.slots import Slot
-from pgrepl.engine import resume
+from pgrepl.catalog.tables import describe
+from pgrepl.engine import preflight, relations, resume
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.copying import Copier, Prepared
 from pgrepl.engine.core import Phase, TableState
 from pgrepl.engine.patience import in_store
 from pgrepl.engine.run import Run, StartAgain
+from pgrepl.engine.selection import STATE_SCHEMA
 from pgrepl.engine.snapshot import SnapshotUnusable
 from pgrepl.errors import InputError, OperationError
 from pgrepl.events import Table
@@ -34,7 +36,7 @@ class Beginning:
     ``walsender`` is the connection that is to stream; ``tables`` are the states that the core starts with, ``due`` what
     is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
     those that an earlier run has told the output of. Tables in ``removed`` have left the publication, of which the
-    catalog was read at that LSN.
+    catalog was read at that LSN; those in ``left_out`` have a state and are published, but not wanted.
     """
 
     identity: Identity
@@ -47,6 +49,7 @@ class Beginning:
     copies: Mapping[int, int] = field(default_factory=dict)
     told: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
 
 
 def temporary_slot_name() -> str:
@@ -154,6 +157,8 @@ class Start:
         store = self._run.store
         in_store(self._run, lambda: store.begin(identity, slot.consistent_point, oids if copy else ()))
         if not copy:
+            for table in relations.published(self._connections.admin, published).values():
+                in_store(self._run, lambda table=table: store.schema(table))  # type: ignore[misc]
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
         if self._options.keep_slot:
@@ -184,16 +189,23 @@ class Start:
     ) -> Beginning:
         """Go on from a position; what was being copied is copied again, and what is to be."""
         self._run.slot_name = identity.slot
-        states = {oid: _state(table) for oid, table in state.tables.items()}
+        published = preflight.published_oids(self._connections.admin, self._options.publications)
+        wanted = {table.oid for table in tables}
+        left_out = (state.tables.keys() & published) - wanted
+        self._refuse_to_pass_over({oid: state.tables[oid] for oid in left_out})
+        self._tell_errored({oid: state.tables[oid] for oid in state.tables.keys() & wanted - again}, tables)
+        states = {oid: _state(table) for oid, table in state.tables.items() if oid not in left_out}
+        removed = states.keys() - published
+        for oid in removed:
+            if states[oid].phase is Phase.INIT:
+                # There is nothing left to copy.
+                states[oid] = TableState(Phase.ERRORED)
         for table in tables:
             if table.oid in again or table.oid not in states:
                 states[table.oid] = TableState(Phase.INIT)
-        if self._options.snapshot == "never":
-            for oid, known in states.items():
-                if known.phase is Phase.INIT:
-                    # Its state stays as it is stored, so that a later run copies it.
-                    states[oid] = TableState(Phase.READY)
-        published = {table.oid for table in tables}
+            if self._options.snapshot == "never" and states[table.oid].phase is Phase.INIT:
+                # Its state stays as it is stored, so that a later run copies it.
+                states[table.oid] = TableState(Phase.READY)
         read_at, _ = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
         if due and not self._observer.may_copy(due):
@@ -206,8 +218,32 @@ class Start:
             due,
             copies=state.copies,
             told=state.told,
-            removed={oid: read_at for oid in states if oid not in published},
+            removed=dict.fromkeys(removed, read_at),
+            left_out=frozenset(left_out),
         )
+
+    def _refuse_to_pass_over(self, left_out: Mapping[int, StoredTable]) -> None:
+        """Raise InputError when the changes of a table would be lost that the state says to be up to date."""
+        current = [oid for oid, table in left_out.items() if table.phase in ("ready", "sync_done")]
+        if not current:
+            return
+        found = describe(self._connections.admin, current).values()
+        lost = ", ".join(f"{table.schema}.{table.name}" for table in found if table.schema != STATE_SCHEMA)
+        if lost:
+            raise InputError(
+                f"the changes of {lost} would be passed over, which the state says to be up to date",
+                hint="read all tables as before, or 'pgrepl state reset' them first: they are copied again later",
+            )
+
+    def _tell_errored(self, stored: Mapping[int, StoredTable], tables: Sequence[PublishedTable]) -> None:
+        for table in tables:
+            state = stored.get(table.oid)
+            if state is None or state.phase != "errored":
+                continue
+            hint = f"'pgrepl state reset {table.qualified}' makes it be copied again"
+            if state.retry_at is not None:
+                hint = f"it is tried again at {state.retry_at:%Y-%m-%d %H:%M:%S %Z}"
+            self._observer.warning(f"{table.qualified} is errored and not read: {state.reason}", hint=hint)
 
 
 def _state(stored: StoredTable) -> TableState:
@@ -217,6 +253,6 @@ def _state(stored: StoredTable) -> TableState:
         case "sync_done":
             return TableState(Phase.SYNC_DONE, stored.lsn)
         case "errored":
-            return TableState(Phase.ERRORED)
+            return TableState(Phase.ERRORED, retry_at=stored.retry_at.timestamp() if stored.retry_at else None)
         case _:
             return TableState(Phase.INIT)

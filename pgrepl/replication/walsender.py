@@ -7,7 +7,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -197,14 +197,20 @@ class Walsender:
             result = self._result(waiting)
         if result is None:
             raise ConnectionLost("the server ended the replication connection")
-        if result.status != pq.ExecStatus.COPY_BOTH:
-            # To the end, also after an error: only then can another command be sent.
-            with lost_connection():
-                while self._result(waiting) is not None:
-                    pass
         if result.status == pq.ExecStatus.FATAL_ERROR:
+            # Only then can the next command be sent, for instance the same one again; what was said first counts.
+            with suppress(ConnectionLost):
+                self._finish(waiting)
             raise result_error(result, f"{command.split()[0]} failed")
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            self._finish(waiting)
         return result
+
+    def _finish(self, waiting: Waiting | None) -> None:
+        """Read to the end of a command's results."""
+        with lost_connection():
+            while self._result(waiting) is not None:
+                pass
 
     def _result(self, waiting: Waiting | None) -> pq.abc.PGresult | None:
         began = time.monotonic()
