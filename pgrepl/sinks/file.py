@@ -67,6 +67,11 @@ class FileSink:
                 f"{self._path} is not empty", hint="--append writes on at its end, --overwrite begins it anew"
             )
 
+    def holds_until(self) -> Lsn:
+        """Up to which position the file holds everything, by its sidecar; 0/0 for a file that begins anew."""
+        found = None if self._existing == "overwrite" or self.is_empty else sidecar.read(self._path)
+        return Lsn(0) if found is None else found.position
+
     def adopt(self, system_identifier: str, slot: str, format_name: str) -> Sidecar:
         """Make the file ready for a run that goes on from a stored state, and give what it holds.
 

@@ -21,7 +21,7 @@ from pgrepl.catalog.definitions import Definition, of_description
 from pgrepl.catalog.etl_schema import TRACKER
 from pgrepl.catalog.tables import describe
 from pgrepl.conninfo import ConnectionTarget
-from pgrepl.errors import InputError, OperationError
+from pgrepl.errors import InputError, OperationError, PositionError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.names import apply_slot, signed_id, unsigned_id
@@ -466,11 +466,17 @@ class PostgresStore:
             )
 
     def _move(self, position: Lsn) -> None:
-        self._execute(
+        moved = self._execute(
             f"UPDATE etl.{PIPELINES} SET position = greatest(position, %s::pg_lsn), updated_at = now()"  # noqa: S608
             " WHERE pipeline_id = %s",
             [str(position), self._id],
         )
+        if moved.rowcount != 1:
+            # A position that is not stored must never be confirmed.
+            raise PositionError(
+                f"the state of pipeline {unsigned_id(self._id)} is gone: it was reset meanwhile, or another server"
+                " answers at its address"
+            )
 
     def _store_version(self, table: Definition, snapshot: Lsn) -> None:
         row = self._execute(
