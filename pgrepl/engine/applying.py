@@ -180,13 +180,16 @@ class Applier:
 
     # Copies.
 
-    def copied(self) -> None:
-        """Take in what copies have to tell."""
+    def copied(self, seconds: float) -> None:
+        """Take in what copies have to tell, for so long at the most, and one write: there is always more of it."""
+        end = time.monotonic() + seconds
         while (news := self._inbox.take()) is not None:
             self._news(news)
             self._done()
             if self._output.full:
                 self._output.write()
+            if time.monotonic() >= end:
+                return
 
     def _news(self, news: copying.News) -> None:
         # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.
@@ -202,11 +205,11 @@ class Applier:
                     self._until = max(self._until, snapshot_lsn)
                 in_store(self._run, lambda: self._run.store.schema(table, Lsn(0)))
                 self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
-            case copying.Rows(oid, lines, count):
-                if oid in self._core.tables:
+            case copying.Rows(oid, snapshot_lsn, lines, count):
+                if self._core.is_copied_from(oid, snapshot_lsn):
                     self._rows(lines, count)
             case copying.Ends(table, snapshot_lsn, rows):
-                if table.oid not in self._core.tables:
+                if not self._core.is_copied_from(table.oid, snapshot_lsn):
                     return
                 attempt = self._run.copies[table.oid]
                 self._output.emit(events.SnapshotEnd(table, attempt, rows, snapshot_lsn))
@@ -221,13 +224,15 @@ class Applier:
                         self.perform(self._core.copy_lost(oid))
             case copying.Gone(oids):
                 for oid in oids:
-                    self.perform(self._core.forget(oid))
+                    if oid in self._core.tables:
+                        self.perform(self._core.forget(oid))
             case copying.Failed(oid, error):
                 if not self._persistent:
                     raise error
                 self._run.observer.warning(f"{error}; the stream goes on without this table", hint=error.hint)
-                in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
-                self.perform(self._core.copy_failed(oid))
+                if oid in self._core.tables:
+                    in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
+                    self.perform(self._core.copy_failed(oid))
 
     def _rows(self, lines: bytes, count: int) -> None:
         limit = self._options.limit

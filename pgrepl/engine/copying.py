@@ -44,9 +44,10 @@ class Begins:
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished lines of a table."""
+    """Finished lines of a table, as they were at ``snapshot_lsn``."""
 
     oid: int
+    snapshot_lsn: Lsn
     lines: bytes
     count: int
 
@@ -117,6 +118,11 @@ class Inbox:
                 self._bytes -= len(news.lines)
                 self._room.notify_all()
             return news
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no news."""
+        return not self._news
 
     def close(self) -> None:
         """Let go of whoever waits."""
@@ -324,11 +330,14 @@ class _Job:
                     size += len(line)
                 count += len(rows)
                 if size >= _CHUNK_BYTES:
-                    self._put(Rows(oid, b"".join(lines), count))
+                    self._put(Rows(oid, lsn, b"".join(lines), count))
                     total += count
                     lines, size, count = [], 0, 0
                 if self._stopping.is_set():
                     return False
+                if oid in self._broken:
+                    # Another worker has given the table up.
+                    break
         except SnapshotUnusable as unusable:
             self._break(oid, Lost((oid,), str(unusable)))
             return True
@@ -340,7 +349,7 @@ class _Job:
             self._break(oid, Failed(oid, sql_connection.server_error(error, f"cannot copy {table.qualified}")))
             return False
         if count:
-            self._put(Rows(oid, b"".join(lines), count))
+            self._put(Rows(oid, lsn, b"".join(lines), count))
         with self._lock:
             self._left[oid] -= 1
             self._counts[oid] += total + count

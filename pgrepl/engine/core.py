@@ -259,6 +259,11 @@ class Core:
         self.tables[table].snapshot_lsn = snapshot_lsn
         return [DropSpool(table, snapshot_lsn)]
 
+    def is_copied_from(self, table: int, snapshot_lsn: Lsn) -> bool:
+        """Whether a table is being copied out of this snapshot: of a copy that broke off more may arrive later."""
+        state = self.tables.get(table)
+        return state is not None and state.phase is Phase.DATA_SYNC and state.snapshot_lsn == snapshot_lsn
+
     def copy_ends(self, table: int) -> list[Action]:
         """Take note that all rows of a table have been printed."""
         self.tables[table].copied = True

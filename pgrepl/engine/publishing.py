@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import psycopg
+
 from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.engine import preflight
@@ -14,6 +16,9 @@ from pgrepl.engine.patience import in_store
 from pgrepl.engine.run import Run
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
+
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '100ms'"
+_LOCKED_PAUSE = 1.0
 
 
 class Publishing:
@@ -26,6 +31,7 @@ class Publishing:
         self._core = core
         self._removed = removed
         self._next_refresh = 0.0
+        self._not_before = 0.0
 
     def wants(self, table: Table) -> bool:
         """Say whether a table is read; those of the state are, under whatever name, new ones are judged by theirs."""
@@ -38,7 +44,7 @@ class Publishing:
         if self._options.snapshot == "never":
             self._core.tables[table.oid] = TableState(Phase.READY)
             return
-        self._run.observer.notice(f"{table.qualified} has come into the publication")
+        # It may be the partition of a table that is known, of which the server tells as well.
         self._run.refresh = True
 
     def refresh_when_due(self) -> list[PublishedTable]:
@@ -48,13 +54,24 @@ class Publishing:
             due = self._next_refresh > 0
             self._next_refresh = now + self._options.refresh
             self._run.refresh = self._run.refresh or due
-        if not self._run.refresh or self._core.in_transaction:
+        if not self._run.refresh or self._core.in_transaction or now < self._not_before:
             return []
-        self._run.refresh = False
         admin = self._connections.admin
         read_at, _ = server.wal_ends(admin)
-        tables = preflight.check_publications(admin, self._options.publications, self._options.selection)
+        try:
+            with admin.transaction():
+                # Reading about tables takes locks on them, behind an ALTER or TRUNCATE that may be waiting for the end
+                # of our own copies: and those wait for this thread.
+                admin.execute(_LOCK_TIMEOUT)
+                tables = preflight.check_publications(admin, self._options.publications, self._options.selection)
+        except psycopg.errors.LockNotAvailable:
+            self._not_before = time.monotonic() + _LOCKED_PAUSE
+            return []
+        self._run.refresh = False
         known = set(self._core.tables)
+        for table in tables:
+            if table.oid not in known:
+                self._run.observer.notice(f"{table.qualified} has come into the publication")
         for oid in self._core.tables_now(table.oid for table in tables):
             self._removed.setdefault(oid, read_at)
         if self._options.snapshot == "never":
