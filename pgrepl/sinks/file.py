@@ -61,6 +61,9 @@ class FileSink:
     def _size(self) -> int:
         return os.fstat(self._fd).st_size if self._regular else 0
 
+    def _inode(self) -> int:
+        return os.fstat(self._fd).st_ino
+
     @property
     def can_go_back(self) -> bool:
         """A sidecar says to where."""
@@ -103,14 +106,14 @@ class FileSink:
             found = Sidecar(size, Lsn(0), system_identifier, slot, format_name)
         else:
             self._check_owner(found, system_identifier, slot, format_name)
-            if size == 0 and (found.offset > 0 or found.inode != os.fstat(self._fd).st_ino):
+            if size == 0 and (found.offset > 0 or found.inode != self._inode()):
                 self._follow_rename(found)
                 found.offset = 0
             else:
                 self._check_content(found, size)
         self._cut(found.offset)
         self._sidecar = found
-        self._write_sidecar(self._fd)
+        self._describe(self._fd)
         self._marked = self._vouched = (self._written, found.position)
         # Only the first time: a run that goes back to its last sync has written the file itself.
         self._existing = "refuse"
@@ -134,15 +137,13 @@ class FileSink:
             raise PositionError(
                 f"{self._path} has {size} bytes, and {found.offset} had been written and synced", hint=hint
             )
-        if not found.describes(self._fd):
-            raise PositionError(
-                f"{self._path} does not hold what had been written and synced before byte {found.offset}", hint=hint
-            )
+        if found.contradicts(self._fd):
+            raise PositionError(f"{self._path} is not the file that had been written", hint=hint)
 
     def _follow_rename(self, found: Sidecar) -> None:
         """Cut off of the file that was this one what will come again, since this one goes on at the same position."""
         begins = f"{self._path} begins anew at {found.position}"
-        if found.inode == os.fstat(self._fd).st_ino:
+        if found.inode == self._inode():
             self.moved = f"{begins}: it was emptied"
             return
         try:
@@ -176,6 +177,9 @@ class FileSink:
 
     def write(self, data: bytes) -> None:
         """Append all of it; given again after an error, the rest of it."""
+        if self._sidecar is not None and not self._sidecar.head:
+            # Before the file holds anything, so that it is known again whatever becomes of it.
+            self._describe(self._fd, data)
         try:
             while self._taken < len(data):
                 self._taken += os.write(self._fd, memoryview(data)[self._taken :])
@@ -229,17 +233,22 @@ class FileSink:
         if self._sidecar is not None:
             self._sidecar.offset = self._base + marked
             self._sidecar.position = position
-            self._write_sidecar(self._fd)
+            sidecar.write(self._path, self._sidecar)
         self._vouched = (marked, position)
         self._synced = time.monotonic()
 
-    def _write_sidecar(self, fd: int) -> None:
+    def _describe(self, fd: int, coming: bytes = b"") -> None:
         assert self._sidecar is not None
         try:
-            self._sidecar.describe(fd)
+            self._sidecar.describe(fd, coming)
         except OSError as error:
             raise OutputError(f"cannot read {self._path}: {error.strerror}") from None
-        sidecar.write(self._path, self._sidecar)
+        try:
+            sidecar.write(self._path, self._sidecar)
+        except OutputError:
+            # So that the next attempt does it again.
+            self._sidecar.head = 0
+            raise
 
     def _sync_data(self) -> None:
         try:
@@ -272,7 +281,7 @@ class FileSink:
                 raise InputError(f"{self._path} is not empty, it cannot be the new file")
             if self._sidecar is not None:
                 self._sidecar.offset = new.st_size
-                self._write_sidecar(fd)
+                self._describe(fd)
             taken_over = True
         finally:
             os.close(self._fd if taken_over else fd)

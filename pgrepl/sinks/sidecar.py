@@ -12,7 +12,7 @@ from pgrepl.errors import InputError, OutputError
 from pgrepl.lsn import Lsn
 
 SUFFIX = ".pgrepl"
-_CHECKED_BYTES = 1024
+_HEAD_BYTES = 1024
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Sidecar:
     """What is known of an output file: its first ``offset`` bytes hold every transaction before ``position``.
 
     ``system_identifier`` and ``slot`` say whose changes they are, ``format`` how they are written, and ``copies`` how
-    often each table (by OID) has been copied into it. By ``inode`` the file is found under another name, and by
-    ``digest``, of the last bytes before ``offset``, it is told from any other.
+    often each table (by OID) has been copied into it. By ``inode`` the file is found under another name, and by the
+    ``digest`` of its first ``head`` bytes, which may be more than count, it is told from any other.
     """
 
     offset: int
@@ -31,35 +31,36 @@ class Sidecar:
     format: str
     copies: dict[int, int] = field(default_factory=dict)
     inode: int = 0
+    head: int = 0
     digest: str = ""
 
-    def describe(self, fd: int) -> None:
-        """Take down what the file is known by that is open as ``fd``."""
+    def describe(self, fd: int, coming: bytes = b"") -> None:
+        """Take down what the file is known by that is open as ``fd``; ``coming`` is what an empty one will hold."""
         self.inode = os.fstat(fd).st_ino
-        self.digest = _digest(fd, self.offset)
+        beginning = os.pread(fd, _HEAD_BYTES, 0) or coming[:_HEAD_BYTES]
+        self.head, self.digest = len(beginning), _digest(beginning)
 
-    def describes(self, fd: int) -> bool:
-        """Whether a file holds before ``offset`` what was written there."""
-        return os.fstat(fd).st_size >= self.offset and _digest(fd, self.offset) == self.digest
+    def contradicts(self, fd: int) -> bool:
+        """Whether a file begins with something else than what was written; one that was cut has less of it."""
+        beginning = os.pread(fd, self.head, 0)
+        return len(beginning) == self.head and _digest(beginning) != self.digest
 
     def find(self, directory: Path) -> Path | None:
-        """Find the file by whatever name it has in a directory; one of which nothing counts cannot be told."""
-        if not self.offset:
-            return None
+        """Find the file by whatever name it has in a directory."""
         for entry in os.scandir(directory):
-            if entry.inode() == self.inode and entry.is_file(follow_symlinks=False):
+            if self.head and entry.inode() == self.inode and entry.is_file(follow_symlinks=False):
                 fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     # An inode's number is given out again once its file is deleted.
-                    return Path(entry.path) if self.describes(fd) else None
+                    whole = os.fstat(fd).st_size >= max(self.head, self.offset)
+                    return Path(entry.path) if whole and not self.contradicts(fd) else None
                 finally:
                     os.close(fd)
         return None
 
 
-def _digest(fd: int, offset: int) -> str:
-    size = min(offset, _CHECKED_BYTES)
-    return hashlib.sha256(os.pread(fd, size, offset - size)).hexdigest()[:16]
+def _digest(beginning: bytes) -> str:
+    return hashlib.sha256(beginning).hexdigest()[:16]
 
 
 def path_of(output: Path) -> Path:
@@ -73,15 +74,15 @@ def read(output: Path) -> Sidecar | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         copies = {int(oid): int(count) for oid, count in document["copies"].items()}
-        offset, inode = document["offset"], document["inode"]
-        if not isinstance(offset, int) or offset < 0 or not isinstance(inode, int):
-            raise ValueError("offset")
+        offset, inode, head = numbers = [document[key] for key in ("offset", "inode", "head")]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError("numbers")
         names = [document[key] for key in ("system_identifier", "slot", "format", "digest")]
         if not all(isinstance(name, str) for name in names):
             raise ValueError("names")
         system_identifier, slot, format_name, digest = names
         position = Lsn.parse(document["position"])
-        return Sidecar(offset, position, system_identifier, slot, format_name, copies, inode, digest)
+        return Sidecar(offset, position, system_identifier, slot, format_name, copies, inode, head, digest)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -104,6 +105,7 @@ def write(output: Path, sidecar: Sidecar) -> None:
         "slot": sidecar.slot,
         "format": sidecar.format,
         "inode": sidecar.inode,
+        "head": sidecar.head,
         "digest": sidecar.digest,
         "copies": {str(oid): count for oid, count in sorted(sidecar.copies.items())},
     }

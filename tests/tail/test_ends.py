@@ -263,7 +263,9 @@ def test_full_disk(table: Database) -> None:
     finished = run_tail(*arguments, "-o", "/dev/full", dsn=table.dsn())
     assert finished.code == 1
     (warning, error) = [line for line in finished.complaints if "hint" not in line]
-    assert warning.endswith("cannot write /dev/full: No space left on device; nothing is confirmed until it works again")
+    assert warning.endswith(
+        "cannot write /dev/full: No space left on device; nothing is confirmed until it works again"
+    )
     assert error == "pgrepl: error: cannot write /dev/full: No space left on device"
     with Path("/dev/full").open("w") as full:
         environment = {"PATH": os.environ["PATH"], "PGREPL_DSN": table.dsn(), "PYTHONPATH": str(ROOT)}
