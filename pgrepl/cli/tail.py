@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import time
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from pgrepl.cli.completion import complete_files, complete_publication_list
+from pgrepl.cli.completion import complete_files, complete_publication_list, complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, LSN, SIZE, TABLE_NAME, Run, command_options
 from pgrepl.errors import InputError
@@ -38,6 +40,13 @@ class _UntilType(click.ParamType[object]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         return value if value == "now" else LSN.convert(value, param, ctx)
+
+
+class _ResnapshotType(click.ParamType[object]):
+    name = "schema.table|all"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        return value if value == "all" else TABLE_NAME.convert(value, param, ctx)
 
 
 @click.command(epilog=EXIT_CODES_HELP)
@@ -81,8 +90,13 @@ class _UntilType(click.ParamType[object]):
     help="Where the state is kept (bookmarks: not yet); default the configured one, else memory.",
 )
 @click.option(
-    "--slot", metavar="NAME", help="Stream from this slot, which is neither made nor dropped.  [store memory]"
+    "--slot",
+    metavar="NAME",
+    help="Stream from this slot, which is neither made nor dropped.  [store memory]",
+    shell_complete=complete_slots,
 )
+@click.option("--keep-slot", is_flag=True, help="Make a slot that stays, named by --slot or anew.  [store memory]")
+@click.option("--from-lsn", type=LSN, help="Begin there, with a slot that is there and no snapshot.")
 @click.option(
     "--pipeline-id", type=click.IntRange(0, 2**64 - 1), metavar="N", help="The pipeline, when not by host/dbname."
 )
@@ -91,6 +105,12 @@ class _UntilType(click.ParamType[object]):
     "--yield-to-ddl", type=DURATION, help="Copy a table again when its copy makes an ALTER TABLE wait this long."
 )
 @click.option("--refresh", type=DURATION, help="Read the publication again this often; SIGUSR1 does it at once.")
+@click.option(
+    "--resnapshot",
+    type=_ResnapshotType(),
+    multiple=True,
+    help="Copy this table again, or all (again for more).  [with a stored state]",
+)
 @click.option("--spool-dir", metavar="DIR", help="Where changes wait for a copy; default $XDG_STATE_HOME/pgrepl.")
 @click.option(
     "--spool-limit", type=SIZE, default="10GB", show_default=True, help="At this size the stream waits for the copy."
@@ -135,10 +155,13 @@ def tail(
     fsync_interval: float,
     store: str | None,
     slot: str | None,
+    keep_slot: bool,
+    from_lsn: Lsn | None,
     pipeline_id: int | None,
     jobs: int | None,
     yield_to_ddl: float | None,
     refresh: float | None,
+    resnapshot: tuple[object, ...],
     spool_dir: str | None,
     spool_limit: int,
     accept_slot_position: bool,
@@ -174,6 +197,16 @@ def tail(
         raise click.UsageError("--append and --overwrite contradict each other")
     if store != "memory" and slot is not None:
         raise click.UsageError("--slot goes with --store memory; another pipeline is --pipeline-id")
+    if from_lsn is not None:
+        by_itself = click.get_current_context().get_parameter_source("snapshot") is ParameterSource.DEFAULT
+        if snapshot != "never" and not by_itself:
+            raise click.UsageError("--from-lsn takes no snapshot")
+        snapshot = "never"
+    _check_beginning(
+        store, slot, keep_slot, from_lsn, snapshot, resnapshot, until, accept_slot_position=accept_slot_position
+    )
+    if keep_slot and slot is None:
+        slot = f"pgrepl_keep_{secrets.token_hex(4)}"
     if streaming == "on" and protocol == 1:
         raise click.UsageError("--streaming on needs --protocol 2")
 
@@ -190,6 +223,9 @@ def tail(
         until=until,  # type: ignore[arg-type]
         duration=duration,
         slot=_slot(target, store, slot, pipeline_id),
+        keep_slot=keep_slot,
+        from_lsn=from_lsn,
+        resnapshot="all" if "all" in resnapshot else frozenset(resnapshot),  # type: ignore[arg-type]
         jobs=jobs or min(4, os.cpu_count() or 1),
         yield_to_ddl=yield_to_ddl,
         refresh=refresh,
@@ -233,6 +269,33 @@ def _publications(text: str | None) -> tuple[str, ...]:
     return names
 
 
+def _check_beginning(
+    store: str,
+    slot: str | None,
+    keep_slot: bool,
+    from_lsn: Lsn | None,
+    snapshot: str,
+    resnapshot: tuple[object, ...],
+    until: object,
+    *,
+    accept_slot_position: bool,
+) -> None:
+    """Refuse options that cannot be meant together, before anything is connected to. Raises UsageError."""
+    if keep_slot and store != "memory":
+        raise click.UsageError(f"--keep-slot goes with --store memory; --store {store} keeps its slot anyway")
+    if from_lsn is not None:
+        if keep_slot or (store == "memory" and slot is None):
+            raise click.UsageError("--from-lsn needs a slot that is there: --slot NAME, or a store that keeps one")
+        if accept_slot_position:
+            raise click.UsageError("--from-lsn and --accept-slot-position contradict each other")
+        if isinstance(until, Lsn) and until < from_lsn:
+            raise click.UsageError("--until-lsn lies before --from-lsn")
+    if resnapshot and store == "memory":
+        raise click.UsageError("--resnapshot goes with a stored state; --store memory copies every table anyway")
+    if resnapshot and snapshot == "never":
+        raise click.UsageError("--resnapshot copies tables, and this run takes no snapshot")
+
+
 def _pipeline_id(target: ConnectionTarget, chosen: int | None) -> int:
     from pgrepl import names
 
@@ -253,14 +316,18 @@ def _store(target: ConnectionTarget, store: str, pipeline_id: int | None) -> Sto
     from pgrepl.stores.postgres import PostgresStore
 
     kept = PostgresStore(target, _pipeline_id(target, pipeline_id))
-    kept.prepare()
-    others = kept.other_pipelines()
-    if others and pipeline_id is None:
-        listed = ", ".join(map(str, others))
-        raise InputError(
-            f"etl.replication_state holds no state of this pipeline, but of {listed}",
-            hint=f"the host's name is part of the id: --pipeline-id {others[0]} goes on with that one",
-        )
+    try:
+        kept.prepare()
+        others = kept.other_pipelines()
+        if others and pipeline_id is None:
+            listed = ", ".join(map(str, others))
+            raise InputError(
+                f"etl.replication_state holds no state of this pipeline, but of {listed}",
+                hint=f"the host's name is part of the id: --pipeline-id {others[0]} goes on with that one",
+            )
+    except BaseException:
+        kept.close()
+        raise
     return kept
 
 

@@ -39,13 +39,14 @@ class TableState:
 
     ``sync_lsn`` belongs to ``SYNC_DONE``: changes of transactions from there on are ours. ``snapshot_lsn`` is the
     consistent point of the copy that is going on, once it is known; ``copied`` says that all its rows have been
-    printed.
+    printed. ``retry_at`` belongs to ``ERRORED``: when it is copied again, in seconds since 1970; None for never.
     """
 
     phase: Phase
     sync_lsn: Lsn | None = None
     snapshot_lsn: Lsn | None = None
     copied: bool = False
+    retry_at: float | None = None
 
 
 class Decision(Enum):
@@ -254,6 +255,17 @@ class Core:
             self.tables[oid] = TableState(Phase.DATA_SYNC)
         return [MarkCopying(due), Copy(due)]
 
+    def retries_due(self, now: float) -> list[Action]:
+        """Begin to copy errored tables whose time has come; ``now`` is in seconds since 1970."""
+        due = [
+            oid
+            for oid, state in self.tables.items()
+            if state.phase is Phase.ERRORED and state.retry_at is not None and state.retry_at <= now
+        ]
+        for oid in due:
+            self.tables[oid] = TableState(Phase.INIT)
+        return self.copies_due() if due else []
+
     def copy_begins(self, table: int, snapshot_lsn: Lsn) -> list[Action]:
         """Take note at which position the copy of a table is consistent; what the snapshot holds is not repeated."""
         self.tables[table].snapshot_lsn = snapshot_lsn
@@ -324,7 +336,7 @@ class Core:
 
     def forget(self, table: int) -> list[Action]:
         """Take note that a table has left the publication for good, and the stream has passed that point."""
-        del self.tables[table]
+        self.tables.pop(table, None)
         return [DropSpool(table, None)]
 
     @property

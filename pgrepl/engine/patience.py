@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pgrepl.engine.run import Run
 
 _RETRY = 0.5
+_TOO_MANY_CONNECTIONS = "53300"
 _T = TypeVar("_T")
 
 
@@ -39,10 +40,14 @@ def in_store(run: Run, work: Callable[[], _T]) -> _T:
     The stream's connection is kept alive meanwhile, and nothing is confirmed. Raises StoreAway, End when the run is to
     stop, and what else ``work`` raises.
     """
+
+    def may_pass(error: Exception) -> bool:
+        return is_lost(error) or getattr(error, "sqlstate", None) == _TOO_MANY_CONNECTIONS
+
     try:
-        return _patiently(run, work, is_lost, "the store is away: ", "the store is back")
+        return _patiently(run, work, may_pass, "the store is away: ", "the store is back")
     except (psycopg.OperationalError, ConnectError) as error:
-        if not is_lost(error):
+        if not may_pass(error):
             raise
         raise StoreAway(
             f"the store is away: {one_line(error)}",

@@ -64,6 +64,7 @@ class Publishing:
                 # of our own copies: and those wait for this thread.
                 admin.execute(_LOCK_TIMEOUT)
                 tables = preflight.check_publications(admin, self._options.publications, self._options.selection)
+                published = preflight.published_oids(admin, self._options.publications)
         except psycopg.errors.LockNotAvailable:
             self._not_before = time.monotonic() + _LOCKED_PAUSE
             return []
@@ -73,7 +74,9 @@ class Publishing:
             if table.oid not in known:
                 self._run.observer.notice(f"{table.qualified} has come into the publication")
         for oid in self._core.tables_now(table.oid for table in tables):
-            self._removed.setdefault(oid, read_at)
+            # One that is only called otherwise now is in the publication still.
+            if oid not in published:
+                self._removed.setdefault(oid, read_at)
         if self._options.snapshot == "never":
             for table in tables:
                 if table.oid not in known:

@@ -12,7 +12,7 @@ from pgrepl.catalog.publications import PublishedTable
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.engine.linespool import LineSpool
 from pgrepl.engine.output import Output
-from pgrepl.engine.selection import Selection
+from pgrepl.engine.selection import Selection, TableName
 from pgrepl.lsn import Lsn
 from pgrepl.sinks import Sink
 from pgrepl.stores import Store
@@ -28,8 +28,10 @@ Reason = Literal["snapshot", "limit", "until", "duration", "stopped"]
 class Options:
     """What a run is to do.
 
-    ``slot`` names the persistent slot; None makes a temporary one, which ends with its connection. ``snapshot``:
-    ``initial`` copies tables that have not been copied, ``never`` none, ``only`` ends after the copies. The run ends
+    ``slot`` names the persistent slot; None makes a temporary one, which ends with its connection. ``keep_slot`` makes
+    it although nothing else is kept. ``snapshot``: ``initial`` copies tables that have not been copied, ``never`` none,
+    ``only`` ends after the copies. ``resnapshot`` are tables that are copied again, whatever the state says of them.
+    The stream begins at ``from_lsn`` instead of the stored or confirmed position. The run ends
     after ``limit`` row events, before the first transaction with ``commit_lsn >= until`` (``now``: the end of the WAL
     once the slot exists), or ``duration`` seconds after its start; while tables are being copied only ``limit`` and
     ``duration`` end it. With ``exact_limit`` it ends at the row itself, else with its transaction. ``jobs`` workers
@@ -42,6 +44,9 @@ class Options:
     publications: tuple[str, ...]
     selection: Selection = field(default_factory=Selection)
     slot: str | None = None
+    keep_slot: bool = False
+    from_lsn: Lsn | None = None
+    resnapshot: frozenset[TableName] | Literal["all"] = frozenset()
     snapshot: Literal["initial", "never", "only"] = "initial"
     transactions: bool = False
     limit: int | None = None

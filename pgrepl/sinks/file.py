@@ -86,6 +86,11 @@ class FileSink:
         sidecar.path_of(self._path).unlink(missing_ok=True)
         self._cut(0)
 
+    def holds_until(self) -> Lsn:
+        """Up to which position the file, and those that it was before, hold everything; 0/0 for a new one."""
+        found = None if self._existing == "overwrite" else sidecar.read(self._path)
+        return Lsn(0) if found is None else found.position
+
     def adopt(self, system_identifier: str, slot: str, format_name: str) -> Sidecar:
         """Make the file ready for a run that goes on from a stored state, and give what it holds.
 

@@ -7,23 +7,27 @@ and what it belongs to, stands in ``etl.pgrepl_pipelines``, which other tools ig
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from pgrepl import connection as sql_connection
-from pgrepl.catalog import etl_types, server
-from pgrepl.catalog.tables import TableDescription, describe
+from pgrepl.catalog import etl_manifest, etl_types, server
+from pgrepl.catalog.definitions import Definition, of_description
+from pgrepl.catalog.etl_schema import TRACKER
+from pgrepl.catalog.tables import describe
 from pgrepl.conninfo import ConnectionTarget
-from pgrepl.errors import OperationError
+from pgrepl.errors import InputError, OperationError, PositionError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.names import apply_slot, signed_id, unsigned_id
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
+from pgrepl.stores.told import from_json, to_json
 
 _STATE_TABLES = ("replication_state", "table_schemas", "table_columns", "destination_tables_metadata")
 _NO_SOLUTION = (
@@ -91,6 +95,11 @@ class PostgresStore:
     def _open(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = sql_connection.connect(self._target, "pgrepl state")
+            # What is confirmed to the slot rests on these commits: they survive a crash of the server, as the slot may.
+            self._connection.execute(
+                "SELECT set_config('synchronous_commit', 'on', false)"
+                " WHERE current_setting('synchronous_commit') = 'off'"
+            )
         return self._connection
 
     def close(self) -> None:
@@ -112,12 +121,38 @@ class PostgresStore:
                 hint="pgrepl migrations apply, or pgrepl setup --store postgres",
             )
 
-    def prepare(self) -> None:
-        """Make sure that the schema is there, and make the table of pgrepl's own where it is missing.
+    def _check_published(self) -> None:
+        changed = [version for version, checksum in self._recorded() if not _is_published(version, checksum)]
+        if changed:
+            raise OperationError(
+                f"etl.{TRACKER} records another checksum for {', '.join(map(str, changed))} than the published one:"
+                " supabase/etl refuses such a database, and nobody knows what its tables are like",
+                hint="'pgrepl doctor --store postgres --only etl.checksums' says how to set it right",
+            )
 
-        Raises OperationError with what to run when the migrations are missing, or when the role may not make the table.
+    def _recorded(self) -> list[tuple[int, str]]:
+        """Read the versions and checksums of the tracker, where there is one."""
+        connection = self._open()
+        if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{TRACKER}"]).fetchone() == (True,):
+            return []
+        try:
+            query = f"SELECT version, encode(checksum, 'hex') FROM etl.{TRACKER} ORDER BY version"  # noqa: S608
+            return connection.execute(query).fetchall()
+        except psycopg.errors.InsufficientPrivilege:
+            raise OperationError(
+                f"role {connection.info.user} may not read etl.{TRACKER}",
+                hint=f'run as its owner: GRANT SELECT ON etl.{TRACKER} TO "{connection.info.user}"',
+                sqlstate="42501",
+            ) from None
+
+    def prepare(self) -> None:
+        """Make sure that the migrations are there as published, and make the table of pgrepl's own where it is missing.
+
+        Raises OperationError with what to run when the migrations are missing, when another checksum is recorded for
+        one of them, and when the role may not make the table.
         """
         self.check()
+        self._check_published()
         connection = self._open()
         if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
             try:
@@ -144,7 +179,7 @@ class PostgresStore:
         connection = self._open()
         with connection.transaction():
             pipeline = connection.execute(
-                f"SELECT slot_name, publications, system_identifier, timeline, position::text, attempts"  # noqa: S608
+                f"SELECT slot_name, publications, system_identifier, timeline, position::text, attempts, told"  # noqa: S608
                 f" FROM etl.{PIPELINES} WHERE pipeline_id = %s",
                 [self._id],
             ).fetchone()
@@ -154,10 +189,11 @@ class PostgresStore:
         tables = {oid: _stored_table(oid, metadata) for oid, metadata in states}
         if pipeline is None:
             return StoredState(tables=tables)
-        slot, publications, system_identifier, timeline, position, attempts = pipeline
+        slot, publications, system_identifier, timeline, position, attempts, told = pipeline
         identity = Identity(system_identifier, timeline, slot, ",".join(publications))
         copies = {int(oid): int(count) for oid, count in attempts.items()}
-        return StoredState(identity, Lsn.parse(position), tables, copies)
+        versions = {int(oid): from_json(int(oid), version) for oid, version in told.items()}
+        return StoredState(identity, Lsn.parse(position), tables, copies, versions)
 
     def begin(self, identity: Identity, position: Lsn, tables: Collection[int]) -> None:
         """Store where the stream begins, and that these tables are being copied."""
@@ -193,7 +229,7 @@ class PostgresStore:
                 self._append(table, "data_sync", {"type": "data_sync"})
             self._count_copies(tables)
 
-    def ready(self, tables: Collection[int], position: Lsn) -> None:
+    def ready(self, tables: Collection[int], position: Lsn, told: Collection[Table] = ()) -> None:
         """Store that copied tables are handed over at ``position``, and the position."""
         with self._open().transaction():
             for table in tables:
@@ -201,6 +237,7 @@ class PostgresStore:
                 self._append(table, "sync_done", {"type": "sync_done", "lsn": str(position)})
                 self._append(table, "ready", {"type": "ready"})
             self._move(position)
+            self._tell(told)
 
     def caught_up(self, tables: Collection[int]) -> None:
         """Store that tables which another tool had left in sync_done are ready."""
@@ -219,12 +256,20 @@ class PostgresStore:
             }
             self._append(table, "errored", metadata)
 
-    def position(self, position: Lsn) -> None:
-        """Store the position."""
+    def position(self, position: Lsn, told: Collection[Table] = ()) -> None:
+        """Store the position, and the versions of tables that the output has been told of since the last one."""
         with self._open().transaction():
             self._move(position)
+            self._tell(told)
 
-    def schema(self, table: Table, snapshot: Lsn) -> None:
+    def _tell(self, told: Collection[Table]) -> None:
+        if told:
+            self._execute(
+                f"UPDATE etl.{PIPELINES} SET told = told || %s WHERE pipeline_id = %s",  # noqa: S608
+                [Jsonb({str(table.oid): to_json(table) for table in told}), self._id],
+            )
+
+    def schema(self, table: Table) -> None:
         """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
         connection = self._open()
         described = describe(connection, [table.oid]).get(table.oid)
@@ -234,7 +279,36 @@ class PostgresStore:
             self._execute(
                 "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, table.oid]
             )
-            self._store_version(described, snapshot)
+            self._store_version(of_description(described), Lsn(0))
+
+    def version(self, definition: Definition, lsn: Lsn) -> None:
+        """Store what a message of the event trigger says about a table; one that comes again replaces itself."""
+        with self._open().transaction():
+            self._execute(
+                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s AND snapshot_id = %s",
+                [self._id, definition.oid, str(lsn)],
+            )
+            self._store_version(definition, lsn)
+
+    def prune(self, position: Lsn) -> None:
+        """Remove versions that no reader needs who begins at ``position``: older ones than the newest before it.
+
+        What supabase/etl has applied to its destination (``destination_tables_metadata``) is kept, too.
+        """
+        self._execute(
+            """
+            DELETE FROM etl.table_schemas s USING (
+                SELECT v.table_id, max(v.snapshot_id) AS newest
+                  FROM etl.table_schemas v
+                  LEFT JOIN etl.destination_tables_metadata d USING (pipeline_id, table_id)
+                 WHERE v.pipeline_id = %(id)s
+                   AND v.snapshot_id <= least(%(position)s::pg_lsn, d.snapshot_id, d.previous_snapshot_id)
+                 GROUP BY v.table_id
+            ) needed
+             WHERE s.pipeline_id = %(id)s AND s.table_id = needed.table_id AND s.snapshot_id < needed.newest
+            """,
+            {"id": self._id, "position": str(position)},
+        )
 
     def forget(self, table: int) -> None:
         """Remove everything of a table that has left the publication."""
@@ -244,6 +318,10 @@ class PostgresStore:
                     f"DELETE FROM etl.{name} WHERE pipeline_id = %s AND table_id = %s",  # noqa: S608
                     [self._id, table],
                 )
+            self._execute(
+                f"UPDATE etl.{PIPELINES} SET told = told - %s WHERE pipeline_id = %s",  # noqa: S608
+                [str(table), self._id],
+            )
 
     # What people do with a state.
 
@@ -358,7 +436,7 @@ class PostgresStore:
             if position_too and self._has_pipelines():
                 self._execute(f"DELETE FROM etl.{PIPELINES} WHERE pipeline_id = %s", [self._id])  # noqa: S608
 
-    def _execute(self, query: str, values: Sequence[Any]) -> psycopg.Cursor:
+    def _execute(self, query: str, values: Sequence[Any] | Mapping[str, Any]) -> psycopg.Cursor:
         return self._open().execute(query, values)
 
     def _state_of(self, table: int) -> int | None:
@@ -376,7 +454,7 @@ class PostgresStore:
             " WHERE pipeline_id = %(pipeline)s AND table_id = %(table)s AND is_current RETURNING id)"
             " INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, prev, is_current)"
             " SELECT %(pipeline)s, %(table)s, %(state)s::etl.table_state, %(metadata)s, (SELECT id FROM before), true",
-            {"pipeline": self._id, "table": table, "state": state, "metadata": Jsonb(metadata)},  # type: ignore[arg-type]
+            {"pipeline": self._id, "table": table, "state": state, "metadata": Jsonb(metadata)},
         )
 
     def _count_copies(self, tables: Collection[int]) -> None:
@@ -388,13 +466,19 @@ class PostgresStore:
             )
 
     def _move(self, position: Lsn) -> None:
-        self._execute(
+        moved = self._execute(
             f"UPDATE etl.{PIPELINES} SET position = greatest(position, %s::pg_lsn), updated_at = now()"  # noqa: S608
             " WHERE pipeline_id = %s",
             [str(position), self._id],
         )
+        if moved.rowcount != 1:
+            # A position that is not stored must never be confirmed.
+            raise PositionError(
+                f"the state of pipeline {unsigned_id(self._id)} is gone: it was reset meanwhile, or another server"
+                " answers at its address"
+            )
 
-    def _store_version(self, table: TableDescription, snapshot: Lsn) -> None:
+    def _store_version(self, table: Definition, snapshot: Lsn) -> None:
         row = self._execute(
             "INSERT INTO etl.table_schemas (pipeline_id, table_id, schema_name, table_name, snapshot_id)"
             " VALUES (%s, %s, %s, %s, %s) RETURNING id",
@@ -418,23 +502,37 @@ class PostgresStore:
             )
 
 
+def _is_published(version: int, checksum: str) -> bool:
+    """Whether a recorded checksum is the published one; a version that nobody has published is not judged here."""
+    migration = etl_manifest.find(version)
+    return migration is None or migration.checksum == checksum
+
+
 def _kind(metadata: Any) -> str:
     kind = metadata.get("type") if isinstance(metadata, dict) else None
     return kind if isinstance(kind, str) else "unknown"
 
 
 def _stored_table(oid: int, metadata: Any) -> StoredTable:
-    kind = metadata.get("type") if isinstance(metadata, dict) else None
-    match kind:
-        case "init" | "data_sync" | "finished_copy" | "ready":
-            return StoredTable(kind)
-        case "sync_done":
-            return StoredTable("sync_done", Lsn.parse(metadata["lsn"]))
-        case "errored":
-            policy = metadata.get("retry_policy") or {}
-            return StoredTable("errored", None, metadata.get("reason"), policy.get("next_retry"))
-        case _:
-            raise OperationError(
-                f"the stored state of table {oid} is not understood: {json.dumps(metadata)}",
-                hint="pgrepl state reset makes the table be copied again",
-            )
+    try:
+        match _kind(metadata):
+            case "init" | "data_sync" | "finished_copy" | "ready" as phase:
+                return StoredTable(phase)
+            case "sync_done":
+                return StoredTable("sync_done", Lsn.parse(metadata["lsn"]))
+            case "errored":
+                return StoredTable("errored", None, metadata.get("reason"), _retry_at(metadata.get("retry_policy")))
+    except (InputError, KeyError, TypeError, ValueError, AttributeError):
+        pass
+    raise OperationError(
+        f"the stored state of table {oid} is not understood: {json.dumps(metadata)}",
+        hint="pgrepl state reset makes the table be copied again",
+    )
+
+
+def _retry_at(policy: dict[str, str] | None) -> datetime | None:
+    """Read when a table is to be tried again; None for a policy that leaves it to a person."""
+    if policy is None or policy["type"] != "timed_retry":
+        return None
+    moment = datetime.fromisoformat(policy["next_retry"])
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -17,7 +17,7 @@ from tests.tail.mirror import Writers
 from tests.tail.running import Tail
 
 # Every so many kills another table comes into the publication, so that there is always something to copy.
-_NEW_TABLE_EVERY = 6
+_NEW_TABLE_EVERY = 3
 
 
 class _Killer:
@@ -31,7 +31,7 @@ class _Killer:
 
     def run(self, kills: int, *arguments: str, has_more: Callable[[Tail], bool]) -> Iterator[Tail]:
         """Kill a tail so many times, beside writers that end with the last one; gives each that was killed."""
-        writers = Writers(self._database, count=4, seed=self._dice.randrange(1000))
+        writers = Writers(self._database, count=4, seed=self._dice.randrange(1000), pause=0.01)
         try:
             with self._database.connect() as connection:
                 for number in range(kills):
@@ -39,7 +39,7 @@ class _Killer:
                         self.bulk.append(f"bulk_{number}")
                         workload.add_table(connection, self.bulk[-1])
                     with Tail(*arguments, dsn=self._database.dsn()) as tail:
-                        self._wait_for_a_moment(connection, tail, has_more)
+                        self._wait_for_a_moment(number, connection, tail, has_more)
                         assert tail.running, tail.finish().stderr
                         self.hits[self._doing(connection)] += 1
                         # Leaving the block is kill -9.
@@ -48,15 +48,19 @@ class _Killer:
         finally:
             writers.stop()
 
-    def _wait_for_a_moment(self, connection: psycopg.Connection, tail: Tail, has_more: Callable[[Tail], bool]) -> None:
-        if self._dice.random() < 0.2:
-            time.sleep(self._dice.uniform(0, 0.8))
+    def _wait_for_a_moment(
+        self, number: int, connection: psycopg.Connection, tail: Tail, has_more: Callable[[Tail], bool]
+    ) -> None:
+        if number % 5 == 0:
+            time.sleep(self._dice.uniform(0, 0.5))
             return
-        workload.wait(lambda: has_more(tail) or not tail.running, "output", of=tail)
-        if self._dice.random() < 0.4:
-            what = "the end of the copies"
-            workload.wait(lambda: self._doing(connection) == "stream" or not tail.running, what, of=tail)
-        time.sleep(self._dice.uniform(0, 0.3))
+        if number % 5 in (1, 3):
+            workload.wait(lambda: self._doing(connection) == "stream", "the stream", of=tail)
+            workload.wait(lambda: has_more(tail), "output", of=tail)
+            time.sleep(self._dice.uniform(0, 0.3))
+        else:
+            workload.wait(lambda: self._doing(connection) != "start", "the start", of=tail)
+            time.sleep(self._dice.uniform(0, 0.15))
 
     def _doing(self, connection: psycopg.Connection) -> str:
         active = connection.execute(

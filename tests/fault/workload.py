@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
@@ -50,10 +51,11 @@ def times(count: int) -> int:
 
 
 def wait(condition: Callable[[], object], what: str, seconds: float = 60.0, *, of: Tail | None = None) -> None:
-    """Wait for something, of a tail perhaps, for at most so many seconds."""
+    """Wait for something, for at most so many seconds; ``of`` a tail that is to run meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come\n{of.stderr if of else ''}"
+        assert of is None or of.running, f"it ended\n{of.stderr}"
         time.sleep(0.02)
 
 
@@ -175,3 +177,47 @@ def must_equal(events: list[Event], database: Database, bulk: Iterable[str]) -> 
     for name in bulk:
         assert mirror.rows(name) == source_rows(database, name), name
     assert sum(sum(mirror.rows(table).values()) for table in TABLES) > 0
+
+
+def streams(database: Database, pipelines: int) -> bool:
+    """Whether so many pipelines have copied all their tables."""
+    with database.connect() as connection:
+        row = connection.execute(
+            "SELECT count(DISTINCT pipeline_id), count(*) FILTER (WHERE state <> 'ready')"
+            " FROM etl.replication_state WHERE is_current"
+        ).fetchone()
+    return row == (pipelines, 0)
+
+
+def active_streams(database: Database) -> int:
+    """Count the persistent slots that are being streamed."""
+    with database.connect() as connection:
+        # A slot is active, too, while it is being made.
+        row = connection.execute(
+            "SELECT count(*) FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid"
+            " WHERE NOT s.temporary AND r.state <> 'startup'"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def finish(database: Database, file: Tail, pipe: Tail, output: Path) -> tuple[list[Event], list[Event]]:
+    """Wait until a tail with a file and one with a pipe have printed all, end them, and give what they printed."""
+    with database.connect() as connection:
+        connection.execute("INSERT INTO marker VALUES (1)")
+    wait(lambda: _ends_with_marker(output.read_bytes().splitlines()), "the last row", 120, of=file)
+    wait(lambda: _ends_with_marker(pipe.lines), "the last row", 120, of=pipe)
+    for tail in (file, pipe):
+        assert tail.stop().code == 143, tail.stderr
+    return parse(output.read_bytes().splitlines(keepends=True)), parse(pipe.lines)
+
+
+def _ends_with_marker(lines: list[bytes]) -> bool:
+    return any(b'"table":"marker"' in line and b'"op":"insert"' in line for line in lines[-2000:])
+
+
+def verdict(file: list[Event], pipe: list[Event], database: Database, bulk: Iterable[str]) -> None:
+    """Make sure that a file has everything once, and a pipe everything."""
+    must_hold_each_once(file)
+    must_equal(file, database, bulk)
+    must_equal(once(pipe), database, bulk)

@@ -137,7 +137,10 @@ def test_snapshot_only(table: Database) -> None:
 
 
 def test_snapshot_never(table: Database) -> None:
-    """No row is read, so that no right to read is needed."""
+    """No row is read, so that no right to read is needed.
+
+    Case table_sync_copy_skip_all_tables of supabase/etl's tests.
+    """
     table.psql("CREATE ROLE app LOGIN REPLICATION")
     with streaming(table, "--snapshot", "never", user="app") as stream:
         assert stream.before == []
@@ -146,7 +149,10 @@ def test_snapshot_never(table: Database) -> None:
 
 
 def test_every_change_once_around_the_snapshot(table: Database) -> None:
-    """What commits before the snapshot is read, what commits after it is streamed: nothing twice, nothing lost."""
+    """What commits before the snapshot is read, what commits after it is streamed: nothing twice, nothing lost.
+
+    Case pipeline_processes_concurrent_inserts_during_startup of supabase/etl's tests.
+    """
     with table.connect() as connection, Tail("pub", dsn=table.dsn()) as tail:
         number = 100
         while len(tail.lines) < 103:
