@@ -76,7 +76,7 @@ class _ResnapshotType(click.ParamType[object]):
     "-o",
     "--output",
     metavar="FILE",
-    help="Append to FILE, synced every second, instead of stdout.",
+    help="Append to FILE, synced every second, instead of stdout; SIGHUP opens it anew.",
     shell_complete=complete_files,
 )
 @click.option("--append", is_flag=True, help="Write on at the end of a FILE that something else has written.")
@@ -101,6 +101,9 @@ class _ResnapshotType(click.ParamType[object]):
     "--pipeline-id", type=click.IntRange(0, 2**64 - 1), metavar="N", help="The pipeline, when not by host/dbname."
 )
 @click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Workers that copy; default up to 4, by CPUs.")
+@click.option(
+    "--yield-to-ddl", type=DURATION, help="Copy a table again when its copy makes an ALTER TABLE wait this long."
+)
 @click.option("--refresh", type=DURATION, help="Read the publication again this often; SIGUSR1 does it at once.")
 @click.option(
     "--resnapshot",
@@ -114,7 +117,11 @@ class _ResnapshotType(click.ParamType[object]):
 )
 @click.option("--accept-slot-position", is_flag=True, help="Go on from a slot that is ahead of the state.")
 @click.option(
-    "--output-timeout", type=DURATION, default="5m", show_default=True, help="How long a failing store is tried again."
+    "--output-timeout",
+    type=DURATION,
+    default="5m",
+    show_default=True,
+    help="How long a failing disk or store is tried again.",
 )
 @click.option(
     "--protocol", type=click.IntRange(1, 2), default=2, show_default=True, help="The version of pgoutput's protocol."
@@ -152,6 +159,7 @@ def tail(
     from_lsn: Lsn | None,
     pipeline_id: int | None,
     jobs: int | None,
+    yield_to_ddl: float | None,
     refresh: float | None,
     resnapshot: tuple[object, ...],
     spool_dir: str | None,
@@ -202,7 +210,6 @@ def tail(
     if streaming == "on" and protocol == 1:
         raise click.UsageError("--streaming on needs --protocol 2")
 
-    from pgrepl.engine.linespool import LineSpool
     from pgrepl.engine.pipeline import Options, Pipeline
     from pgrepl.engine.selection import Selection
 
@@ -220,6 +227,7 @@ def tail(
         from_lsn=from_lsn,
         resnapshot="all" if "all" in resnapshot else frozenset(resnapshot),  # type: ignore[arg-type]
         jobs=jobs or min(4, os.cpu_count() or 1),
+        yield_to_ddl=yield_to_ddl,
         refresh=refresh,
         accept_slot_position=accept_slot_position,
         format_name=chosen,
@@ -230,12 +238,19 @@ def tail(
     sink = _sink(output, "append" if append else "overwrite" if overwrite else "refuse", fsync_interval)
     show_progress = progress if progress is not None else sys.stderr.isatty() and not to_terminal
     watcher = _Watcher(run, show_progress and run.report.verbosity >= 0)
-    spool = LineSpool(Path(spool_dir) if spool_dir else None, spool_limit)
-    kept = _store(target, store, pipeline_id)
-    pipeline = Pipeline(target, options, _format(chosen, run.color), sink, watcher, store=kept, spool=spool)
+    pipeline = Pipeline(
+        target,
+        options,
+        _format(chosen, run.color),
+        sink,
+        watcher,
+        store=_store(target, store, pipeline_id),
+        spool_directory=Path(spool_dir) if spool_dir else None,
+        spool_limit=spool_limit,
+    )
     if snapshot == "initial" and options.slot is None:
         run.report.notice("store memory: nothing is kept; a restart begins anew, changes in between are not seen")
-    with _signals(pipeline) as received, watcher:
+    with _signals(pipeline, to_file=output is not None) as received, watcher:
         outcome = pipeline.run()
     _report_end(run, outcome)
     if options.slot is not None:
@@ -338,7 +353,7 @@ def _format(name: str, color: str) -> Format:
 
 
 @contextmanager
-def _signals(pipeline: Pipeline) -> Iterator[list[int]]:
+def _signals(pipeline: Pipeline, *, to_file: bool) -> Iterator[list[int]]:
     """Let the first SIGINT or SIGTERM end the run with the transaction being written, the second at once."""
     received: list[int] = []
 
@@ -349,6 +364,9 @@ def _signals(pipeline: Pipeline) -> Iterator[list[int]]:
         pipeline.stop()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    if to_file:
+        # Else it ends the program, as anywhere.
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: pipeline.reopen())
     previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: pipeline.refresh())
     try:
         yield received

@@ -31,6 +31,7 @@ from pgrepl.engine.routing import Router
 from pgrepl.engine.run import End, Reason, Run, StartAgain
 from pgrepl.engine.starting import Beginning
 from pgrepl.engine.streamed import StreamedTransactions
+from pgrepl.errors import InputError
 from pgrepl.events import Event
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
@@ -289,6 +290,7 @@ class Applier:
         self._output.write()
         self._output.tick()
         self.perform(self._core.durable(self._output.durable(), time.monotonic()))
+        self.reopen_when_asked()
         self.publishing.forget_removed(self.perform)
         self._retry()
         due = self.publishing.refresh_when_due()
@@ -299,6 +301,17 @@ class Applier:
         self._progress.phase = "copying" if self._core.copying else "streaming"
         self._progress.spooled = self._run.spool.used
         self._run.observer.progress(self._progress)
+
+    def reopen_when_asked(self) -> None:
+        """Go on in a new output file, if that is wanted, between transactions: each is in one file as a whole."""
+        if not self._run.reopen or not self._core.at_boundary:
+            return
+        self._run.reopen = False
+        self._output.boundary(self._core.done)
+        try:
+            self._output.reopen()
+        except InputError as error:
+            self._run.observer.warning(f"{error}; going on in the old file")
 
     def _prune_when_due(self) -> None:
         """Remove versions of tables that nobody needs any more, once an hour."""

@@ -344,6 +344,14 @@ class Core:
         """Whether a table is still being copied or handed over."""
         return any(state.phase in (Phase.INIT, Phase.DATA_SYNC) for state in self.tables.values())
 
+    @property
+    def awaits_rows(self) -> bool:
+        """Whether rows of a copy are still to come: its end, and then the end of a transaction, empties the spool."""
+        return any(
+            state.phase is Phase.INIT or (state.phase is Phase.DATA_SYNC and not state.copied)
+            for state in self.tables.values()
+        )
+
     # What is durable.
 
     def durable(self, position: Lsn, now: float, *, at_once: bool = False) -> list[Action]:

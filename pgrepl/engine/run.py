@@ -35,9 +35,10 @@ class Options:
     after ``limit`` row events, before the first transaction with ``commit_lsn >= until`` (``now``: the end of the WAL
     once the slot exists), or ``duration`` seconds after its start; while tables are being copied only ``limit`` and
     ``duration`` end it. With ``exact_limit`` it ends at the row itself, else with its transaction. ``jobs`` workers
-    copy. Every ``refresh`` seconds the publication is read again. With ``streaming``, which needs ``protocol``
-    version 2, the server sends large transactions while they are still going on. A store or an output that fails is
-    tried for ``output_timeout`` seconds.
+    copy; a table whose copy makes others wait for a lock for ``yield_to_ddl`` seconds is let go, and copied again.
+    Every ``refresh`` seconds the publication is read again. With ``streaming``, which needs ``protocol`` version 2,
+    the server sends large transactions while they are still going on. A store or an output that fails is tried for
+    ``output_timeout`` seconds.
     """
 
     publications: tuple[str, ...]
@@ -53,6 +54,7 @@ class Options:
     until: Lsn | Literal["now"] | None = None
     duration: float | None = None
     jobs: int = 1
+    yield_to_ddl: float | None = None
     refresh: float | None = None
     accept_slot_position: bool = False
     format_name: str = "json"
@@ -131,6 +133,7 @@ class Run:
     slot_name: str | None = None
     stop: bool = False
     refresh: bool = False
+    reopen: bool = False
     deadline: float | None = None
     told_blockers: float = 0.0
     delay: float = FIRST_RETRY

@@ -18,6 +18,7 @@ from pgrepl.engine.applying import Applier
 from pgrepl.engine.connections import Connections, held
 from pgrepl.engine.copying import Copier, Inbox
 from pgrepl.engine.core import Core, Phase
+from pgrepl.engine.patience import StoreAway
 from pgrepl.engine.reconnecting import Reconnecting
 from pgrepl.engine.release import release
 from pgrepl.engine.run import FIRST_RETRY, End, Run, StartAgain
@@ -90,7 +91,14 @@ class Session:
         self._run.check_end()
         self._inbox = inbox = Inbox(self._nudge)
         copier = Copier(
-            self._run.target, options.publications, options.selection, options.jobs, self._run.output.format, inbox
+            self._run.target,
+            options.publications,
+            options.selection,
+            options.jobs,
+            self._run.output.format,
+            inbox,
+            yield_after=options.yield_to_ddl,
+            warn=self._observer.warning,
         )
         self._resources.callback(copier.stop)
         beginning = Start(self._run, connections, copier).begin(facts, tables)
@@ -121,6 +129,11 @@ class Session:
                     if not isinstance(error, Passing) and not is_lost(error):
                         raise
                     walsender = self._after_loss(error)
+                except StoreAway as away:
+                    if not self._is_lost():
+                        raise
+                    # The whole server is away, and that is waited for.
+                    walsender = self._after_loss(away)
                 except OperationError as error:
                     # With streaming on PostgreSQL 16 to 18 fail on a table that a large transaction truncates twice,
                     # the first time in a savepoint that was rolled back: "could not map filenumber …".
@@ -145,6 +158,8 @@ class Session:
             held = run.sink.adopt(identity.system_identifier, identity.slot, self._options.format_name)
             for oid, count in held.copies.items():
                 run.copies[oid] = max(run.copies.get(oid, 0), count)
+            if run.sink.moved is not None:
+                self._observer.notice(run.sink.moved)
             # Shared with the sidecar, which is written with each sync.
             held.copies = run.copies
             begun = any(state.phase is not Phase.INIT for state in beginning.tables.values())
@@ -241,12 +256,15 @@ class Session:
         if self._receiver is None:
             self._run.pause(min(patience, _STEP / 10))
             return None
-        if self._run.spool.full:
-            if self._applier.in_progress:
-                # The end of a transaction, which would make room, is behind what there is no room for.
-                raise StreamingOff("the spool is full, and transactions that are going on are in it")
-            # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive.
+        if self._run.spool.full and self._applier.in_progress:
+            # The end of a transaction, which would make room, is behind what there is no room for.
+            raise StreamingOff("the spool is full, and transactions that are going on are in it")
+        if self._run.spool.full and self._core.awaits_rows:
+            # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive. Once all
+            # copies have ended it is the end of this transaction, which is received however large it is.
             self._receiver.check()
+            if self._run.stop:
+                self._run.check_end()
             time.sleep(min(patience, _STEP / 4))
             return None
         payloads = self._receiver.batch(patience)
@@ -317,6 +335,13 @@ class Session:
             self._receiver.check()
         return self._receiver is not None
 
+    def _is_lost(self) -> bool:
+        try:
+            self._check_stream()
+        except (ConnectError, Passing):
+            return True
+        return False
+
     def _without_streaming(self, reason: str) -> Walsender:
         """Begin the stream again from the position, with transactions that come when they are whole."""
         self._observer.warning(f"{reason}; reading it again with streaming off")
@@ -373,5 +398,6 @@ class Session:
             self._applier.copied(_SLICE)
             output.write()
             output.tick()
+            self._applier.reopen_when_asked()
             if self._inbox.is_empty:
                 time.sleep(_STEP / 4)
