@@ -95,7 +95,7 @@ class PostgresStore:
     def _open(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = sql_connection.connect(self._target, "pgrepl state")
-            # What is confirmed to the slot rests on these commits: they survive a crash of the server, as the slot may.
+            # What is confirmed to the slot rests on these commits, which must survive a crash as the slot may.
             self._connection.execute(
                 "SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE current_setting('synchronous_commit') = 'off'"
@@ -157,6 +157,9 @@ class PostgresStore:
         if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
             try:
                 connection.execute(CREATE_PIPELINES)
+            except (psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+                # Another pipeline has made it just now.
+                pass
             except psycopg.errors.InsufficientPrivilege:
                 user = connection.info.user
                 script = " ".join(CREATE_PIPELINES.split())
