@@ -17,6 +17,7 @@ from pgrepl.engine.core import (
     Copy,
     Core,
     DropSpool,
+    Forget,
     HandOver,
     MarkCopying,
     StoreCaughtUp,
@@ -88,7 +89,7 @@ class Applier:
         self._expect(beginning.due)
         if beginning.prepared is not None:
             for table in beginning.prepared.tables:
-                self.perform(self._core.copy_begins(table.oid, beginning.position))
+                self.perform(self._core.copy_begins(table.oid, 0, beginning.position))
             self._copier.run(beginning.prepared)
         self.perform(self._core.copies_due())
 
@@ -192,42 +193,44 @@ class Applier:
         # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.
         streaming = self._persistent or self._check_stream()
         match news:
-            case copying.Begins(table, snapshot_lsn):
-                if table.oid not in self._core.tables:
+            case copying.Begins(table, number, snapshot_lsn):
+                if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
                 self._changes.knows(table)
-                self.perform(self._core.copy_begins(table.oid, snapshot_lsn))
+                self.perform(self._core.copy_begins(table.oid, number, snapshot_lsn))
                 if self._until is not None:
                     self._until = max(self._until, snapshot_lsn)
                 in_store(self._run, lambda: self._run.store.schema(table, Lsn(0)))
                 self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
-            case copying.Rows(oid, lines, count):
-                if oid in self._core.tables:
+            case copying.Rows(oid, number, lines, count):
+                if self._core.is_copying(oid, number):
                     self._rows(lines, count)
-            case copying.Ends(table, snapshot_lsn, rows):
-                if table.oid not in self._core.tables:
+            case copying.Ends(table, number, snapshot_lsn, rows):
+                if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid]
                 self._output.emit(events.SnapshotEnd(table, attempt, rows, snapshot_lsn))
                 self._progress.tables_done += 1
-                self.perform(self._core.copy_ends(table.oid))
-            case copying.Lost(oids, reason):
+                self.perform(self._core.copy_ends(table.oid, number))
+            case copying.Lost(oids, number, reason):
                 self._run.observer.warning(f"{reason}; the copy begins again")
                 if not streaming:
                     raise StartAgain(reason)
+                self.perform(self._core.copy_lost(oids, number))
+            case copying.Gone(oids, number):
                 for oid in oids:
-                    if oid in self._core.tables:
-                        self.perform(self._core.copy_lost(oid))
-            case copying.Gone(oids):
-                for oid in oids:
-                    self.perform(self._core.forget(oid))
-            case copying.Failed(oid, error):
+                    self.perform(self._core.copy_gone(oid, number))
+                # They may be back already.
+                self._run.refresh = True
+            case copying.Failed(oid, number, error):
+                if not self._core.is_copying(oid, number):
+                    return
                 if not self._persistent:
                     raise error
                 self._run.observer.warning(f"{error}; the stream goes on without this table", hint=error.hint)
                 in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
-                self.perform(self._core.copy_failed(oid))
+                self.perform(self._core.copy_failed(oid, number))
 
     def _rows(self, lines: bytes, count: int) -> None:
         limit = self._options.limit
@@ -255,9 +258,10 @@ class Applier:
         self._output.write()
         self._output.tick()
         self.perform(self._core.durable(self._output.durable(), time.monotonic()))
-        self.publishing.forget_removed(self.perform)
-        due = self.publishing.refresh_when_due()
-        if due:
+        self.perform(self._core.forget_left())
+        if self.publishing.is_due():
+            actions, due = self.publishing.refresh()
+            self.perform(actions)
             self._expect(due)
             self.perform(self._core.copies_due())
         self._progress.phase = "copying" if self._core.copying else "streaming"
@@ -276,10 +280,13 @@ class Applier:
             match action:
                 case MarkCopying(tables):
                     in_store(run, lambda tables=tables: store.copying(tables))  # type: ignore[misc]
-                case Copy(tables):
-                    self._copier.copy(tables)
+                case Copy(tables, number):
+                    self._copier.copy(tables, number)
                 case DropSpool(table, before):
                     run.spool.drop(table, before)
+                case Forget(tables):
+                    for table in tables:
+                        in_store(run, lambda table=table: store.forget(table))  # type: ignore[misc]
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):

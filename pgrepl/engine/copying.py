@@ -1,6 +1,6 @@
 """Copies beside the stream: workers on one snapshot, whose rows come to the apply loop as finished lines.
 
-Nothing here decides anything. What happens is put into an inbox, bounded in bytes, that the apply loop empties; a
+Nothing here decides anything. What happens carries the number of its copy, which the core gave, and is put into an inbox, bounded in bytes, that the apply loop empties; a
 worker waits while it is full.
 """
 
@@ -39,6 +39,7 @@ class Begins:
     """The rows of a table follow, read with this version of it from a snapshot at ``snapshot_lsn``."""
 
     table: Table
+    number: int
     snapshot_lsn: Lsn
 
 
@@ -47,6 +48,7 @@ class Rows:
     """Finished lines of a table."""
 
     oid: int
+    number: int
     lines: bytes
     count: int
 
@@ -56,6 +58,7 @@ class Ends:
     """All rows of a table have come."""
 
     table: Table
+    number: int
     snapshot_lsn: Lsn
     rows: int
 
@@ -65,6 +68,7 @@ class Lost:
     """Copies broke off and have to begin anew with another snapshot."""
 
     oids: tuple[int, ...]
+    number: int
     reason: str
 
 
@@ -73,6 +77,7 @@ class Gone:
     """Tables are not in the publication any more."""
 
     oids: tuple[int, ...]
+    number: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Failed:
     """A table cannot be copied."""
 
     oid: int
+    number: int
     error: PgreplError
 
 
@@ -201,12 +207,12 @@ class Copier:
         return Prepared(snapshot_lsn, workers, tables, known, resources)
 
     def run(self, prepared: Prepared) -> None:
-        """Copy the tables of a prepared snapshot, in threads of its own."""
-        self._spawn(lambda: self._copy(prepared))
+        """Copy the tables of a prepared snapshot, in threads of its own: the copy of a fresh start, number 0."""
+        self._spawn(lambda: self._copy(prepared, 0))
 
-    def copy(self, oids: tuple[int, ...]) -> None:
+    def copy(self, oids: tuple[int, ...], number: int) -> None:
         """Make a temporary slot for its snapshot and copy tables out of it, in threads of its own."""
-        self._spawn(lambda: self._late(oids))
+        self._spawn(lambda: self._late(oids, number))
 
     def stop(self) -> None:
         """End all copies where they stand."""
@@ -221,7 +227,7 @@ class Copier:
         self._threads.append(thread)
         thread.start()
 
-    def _late(self, oids: tuple[int, ...]) -> None:
+    def _late(self, oids: tuple[int, ...], number: int) -> None:
         try:
             name = f"pgrepl_copy_{os.getpid()}_{secrets.token_hex(4)}"
             walsender = Walsender.open(self._target, f"pgrepl tail ({name})")
@@ -234,13 +240,13 @@ class Copier:
                 walsender.close()
             gone = tuple(set(oids) - {table.oid for table in prepared.tables})
             if gone:
-                self._inbox.put(Gone(gone))
-            self._copy(prepared)
+                self._inbox.put(Gone(gone, number))
+            self._copy(prepared, number)
         except (SnapshotUnusable, ConnectError, psycopg.OperationalError) as error:
-            self._report(Lost(oids, one_line(error)))
+            self._report(Lost(oids, number, one_line(error)))
         except PgreplError as error:
             for oid in oids:
-                self._report(Failed(oid, error))
+                self._report(Failed(oid, number, error))
 
     def _waiting(self, _seconds: float) -> None:
         if self._stopping.is_set():
@@ -250,22 +256,28 @@ class Copier:
         if not self._stopping.is_set():
             self._inbox.put(news)
 
-    def _copy(self, prepared: Prepared) -> None:
+    def _copy(self, prepared: Prepared, number: int) -> None:
         with prepared.resources:
             try:
-                job = _Job(prepared, self._encode, self._inbox, self._stopping)
+                job = _Job(prepared, number, self._encode, self._inbox, self._stopping)
                 job.run()
             except SnapshotUnusable as unusable:
-                self._report(Lost(tuple(table.oid for table in prepared.tables), str(unusable)))
+                self._report(Lost(tuple(table.oid for table in prepared.tables), number, str(unusable)))
 
 
 class _Job:
     """The copy of some tables out of one snapshot."""
 
     def __init__(
-        self, prepared: Prepared, encode: Callable[[Event], bytes], inbox: Inbox, stopping: threading.Event
+        self,
+        prepared: Prepared,
+        number: int,
+        encode: Callable[[Event], bytes],
+        inbox: Inbox,
+        stopping: threading.Event,
     ) -> None:
         self._prepared = prepared
+        self._number = number
         self._encode = encode
         self._inbox = inbox
         self._stopping = stopping
@@ -291,7 +303,7 @@ class _Job:
         # A worker that lost its connection leaves its share to the others; what none could do begins anew.
         left = tuple(oid for oid, count in self._left.items() if count and oid not in self._broken)
         if left and not self._stopping.is_set():
-            self._inbox.put(Lost(left, "the connections that held the snapshot were lost"))
+            self._inbox.put(Lost(left, self._number, "the connections that held the snapshot were lost"))
 
     def _work(self, worker: Snapshot) -> None:
         while not self._stopping.is_set():
@@ -306,7 +318,7 @@ class _Job:
                 self._begun.add(oid)
                 if first:
                     # Under the lock, so that no other worker's rows of the table come before it.
-                    self._put(Begins(self._prepared.known[oid], self._prepared.snapshot_lsn))
+                    self._put(Begins(self._prepared.known[oid], self._number, self._prepared.snapshot_lsn))
             if not self._unit(worker, unit):
                 return
 
@@ -324,29 +336,30 @@ class _Job:
                     size += len(line)
                 count += len(rows)
                 if size >= _CHUNK_BYTES:
-                    self._put(Rows(oid, b"".join(lines), count))
+                    self._put(Rows(oid, self._number, b"".join(lines), count))
                     total += count
                     lines, size, count = [], 0, 0
                 if self._stopping.is_set():
                     return False
         except SnapshotUnusable as unusable:
-            self._break(oid, Lost((oid,), str(unusable)))
+            self._break(oid, Lost((oid,), self._number, str(unusable)))
             return True
         except psycopg.Error as error:
             if is_lost(error):
-                self._break(oid, Lost((oid,), one_line(error)))
+                self._break(oid, Lost((oid,), self._number, one_line(error)))
                 return False
             # The transaction is spoilt, and so is the worker; the others go on with the other tables.
-            self._break(oid, Failed(oid, sql_connection.server_error(error, f"cannot copy {table.qualified}")))
+            failure = sql_connection.server_error(error, f"cannot copy {table.qualified}")
+            self._break(oid, Failed(oid, self._number, failure))
             return False
         if count:
-            self._put(Rows(oid, b"".join(lines), count))
+            self._put(Rows(oid, self._number, b"".join(lines), count))
         with self._lock:
             self._left[oid] -= 1
             self._counts[oid] += total + count
             ended = self._left[oid] == 0 and oid not in self._broken
         if ended:
-            self._put(Ends(table, lsn, self._counts[oid]))
+            self._put(Ends(table, self._number, lsn, self._counts[oid]))
         return True
 
     def _break(self, oid: int, news: Lost | Failed) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-
 from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.engine import preflight
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.core import Action, Core, Phase, TableState
-from pgrepl.engine.patience import in_store
 from pgrepl.engine.run import Run
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
@@ -24,7 +21,8 @@ class Publishing:
         self._options = run.options
         self._connections = connections
         self._core = core
-        self._removed = removed
+        for oid, read_at in removed.items():
+            core.table_left(oid, read_at)
         self._next_refresh = 0.0
 
     def wants(self, table: Table) -> bool:
@@ -41,33 +39,25 @@ class Publishing:
         self._run.observer.notice(f"{table.qualified} has come into the publication")
         self._run.refresh = True
 
-    def refresh_when_due(self) -> list[PublishedTable]:
-        """Read the publications again if it is time; gives the tables that are to be copied now."""
+    def is_due(self) -> bool:
+        """Say whether it is time to read the publications again."""
         now = time.monotonic()
         if self._options.refresh is not None and now >= self._next_refresh:
-            due = self._next_refresh > 0
+            self._run.refresh = self._run.refresh or self._next_refresh > 0
             self._next_refresh = now + self._options.refresh
-            self._run.refresh = self._run.refresh or due
-        if not self._run.refresh or self._core.in_transaction:
-            return []
+        return self._run.refresh and not self._core.in_transaction
+
+    def refresh(self) -> tuple[list[Action], list[PublishedTable]]:
+        """Read the publications again; gives what is to be done, and the tables that are to be copied then."""
         self._run.refresh = False
         admin = self._connections.admin
-        read_at, _ = server.wal_ends(admin)
         tables = preflight.check_publications(admin, self._options.publications, self._options.selection)
-        known = set(self._core.tables)
-        for oid in self._core.tables_now(table.oid for table in tables):
-            self._removed.setdefault(oid, read_at)
-        if self._options.snapshot == "never":
-            for table in tables:
-                if table.oid not in known:
-                    self._core.tables[table.oid] = TableState(Phase.READY)
-            return []
-        return [table for table in tables if self._core.tables[table.oid].phase is Phase.INIT]
-
-    def forget_removed(self, perform: Callable[[list[Action]], None]) -> None:
-        """Remove tables that left the publication, once the stream is past the point at which they were missing."""
-        for oid, read_at in list(self._removed.items()):
-            if self._core.stored >= read_at:
-                del self._removed[oid]
-                in_store(self._run, lambda oid=oid: self._run.store.forget(oid))  # type: ignore[misc]
-                perform(self._core.forget(oid))
+        # Read afterwards, and not how far it is flushed: what tables changed before they left is before this position.
+        _, read_at = server.wal_ends(admin)
+        actions = self._core.tables_now((table.oid for table in tables), read_at)
+        due = [table for table in tables if self._core.tables[table.oid].phase is Phase.INIT]
+        if self._options.snapshot != "never":
+            return actions, due
+        for table in due:
+            self._core.tables[table.oid] = TableState(Phase.READY)
+        return actions, []

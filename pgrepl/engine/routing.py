@@ -36,6 +36,17 @@ class _Frame:
         self.rows = 0
 
 
+class _Between:
+    """The messages and the tables of schema events that were dealt with since change ``seq - 1``."""
+
+    __slots__ = ("messages", "schemas", "seq")
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.messages = 0
+        self.schemas: set[int] = set()
+
+
 class Router:
     """Send the events of one transaction after the other where they belong.
 
@@ -53,6 +64,10 @@ class Router:
         self._transaction: Transaction | None = None
         self._main = _Frame()
         self._spooled: dict[int, _Frame] = {}
+        # They carry the seq of the next change, which does not say whether they came before a connection was lost.
+        self._dealt = _Between(0)
+        # How many messages with that seq have come over this connection.
+        self._messages = (0, 0)
         # A transaction that broke off: its frame has been begun already when it comes again.
         self._broken: tuple[Lsn, _Frame, dict[int, _Frame]] | None = None
 
@@ -62,7 +77,8 @@ class Router:
         if self._broken is not None and self._broken[0] == transaction.commit_lsn:
             _, self._main, self._spooled = self._broken
         else:
-            self._main, self._spooled = _Frame(), {}
+            self._main, self._spooled, self._dealt = _Frame(), {}, _Between(0)
+        self._messages = (0, 0)
         self._broken = None
 
     def broken_off(self) -> None:
@@ -87,7 +103,7 @@ class Router:
                 self._truncate(event, {table.oid: self._core.decide(table.oid, event.seq) for table in tables})
             case events.SchemaChange(table, _, _, seq):
                 decision = self._core.whose(table.oid)
-                if self._core.is_replayed(seq):
+                if self._is_repeated_schema(table.oid, seq):
                     return
                 if decision is Decision.EMIT:
                     self._open(self._main, None)
@@ -97,11 +113,37 @@ class Router:
             case events.Message(_, _, transaction, _, seq):
                 if transaction is None:
                     self._output.emit(event)
-                elif seq is not None and not self._core.is_replayed(seq):
+                elif seq is not None and not self._is_repeated_message(seq):
                     self._open(self._main, None)
                     self._output.emit(event)
             case _:
                 self._output.emit(event)
+
+    def _is_repeated_message(self, seq: int) -> bool:
+        """Say whether a message was dealt with before a lost connection; else take note of it."""
+        if self._core.is_replayed(seq):
+            return True
+        at, count = self._messages
+        count = count + 1 if at == seq else 1
+        self._messages = (seq, count)
+        dealt = self._dealt_at(seq)
+        repeated = count <= dealt.messages
+        dealt.messages = max(dealt.messages, count)
+        return repeated
+
+    def _is_repeated_schema(self, table: int, seq: int) -> bool:
+        """Say the same of a schema event."""
+        if self._core.is_replayed(seq):
+            return True
+        dealt = self._dealt_at(seq)
+        repeated = table in dealt.schemas
+        dealt.schemas.add(table)
+        return repeated
+
+    def _dealt_at(self, seq: int) -> _Between:
+        if self._dealt.seq != seq:
+            self._dealt = _Between(seq)
+        return self._dealt
 
     def commit(self, end_lsn: Lsn) -> None:
         """End the transaction."""
@@ -110,6 +152,9 @@ class Router:
             if self._main.begun:
                 self._output.emit(events.Commit(self._transaction, end_lsn, self._main.rows))
             for table, frame in self._spooled.items():
+                if self._core.whose(table) is not Decision.SPOOL:
+                    # Dropped meanwhile, since the snapshot has it.
+                    continue
                 line = self._output.format(events.Commit(self._transaction, end_lsn, frame.rows))
                 self._spool.append(table, self._transaction.commit_lsn, line)
         self._transaction = None

@@ -1,0 +1,169 @@
+"""What a reader makes of the output, compared with what the server has."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from pgrepl.lsn import Lsn
+from tests.engine.simulation.server import Message, Row, Server
+from tests.engine.simulation.surroundings import Record, Sink
+from tests.engine.simulation.violation import Violation
+
+
+@dataclass
+class _Table:
+    rows: list[int] = field(default_factory=list)
+    whole: bool = False
+    snapshot_lsn: Lsn = Lsn(0)
+    attempt: int = 0
+    # None where another life has begun: which version it goes on with, no line says.
+    columns: tuple[str, ...] | None = None
+    places: set[tuple[int, int]] = field(default_factory=set)
+    last: tuple[int, int] = (0, -1)
+
+
+class Reader:
+    """Read an output from its beginning, holding it to the promises. Raises Violation."""
+
+    def __init__(self, server: Server, *, exactly_once: bool) -> None:
+        self._exactly_once = exactly_once
+        self._definitions = {
+            step.number: step.definition.shown
+            for transaction in server.wal
+            for step in transaction.steps
+            if isinstance(step, Row)
+        }
+        self.tables: defaultdict[int, _Table] = defaultdict(_Table)
+        self.messages: list[int] = []
+        self._schemas: set[Record] = set()
+        self._frame: Record | None = None
+        self._in_frame = 0
+
+    def read(self, content: list[Record]) -> None:
+        """Read all of it."""
+        for record in content:
+            match record.kind:
+                case "life":
+                    for table in self.tables.values():
+                        table.columns = None
+                    self._frame = None
+                case "begin" | "read" | "end":
+                    self._copied(record, self.tables[record.tables[0]])
+                case "open" | "close":
+                    self._framed(record)
+                case "message":
+                    self._message(record)
+                case "schema":
+                    if record in self._schemas and self._exactly_once:
+                        raise Violation(f"{record} was printed twice")
+                    self._schemas.add(record)
+                    self.tables[record.tables[0]].columns = record.columns
+                case _:
+                    self._changed(record)
+
+    def _copied(self, record: Record, table: _Table) -> None:
+        match record.kind:
+            case "begin":
+                if record.number <= table.attempt:
+                    raise Violation(f"{record} after attempt {table.attempt}")
+                self.tables[record.tables[0]] = _Table(
+                    snapshot_lsn=Lsn(record.place[0]), attempt=record.number, columns=record.columns
+                )
+            case "end":
+                if record.number != table.attempt or table.whole:
+                    raise Violation(f"{record} ends attempt {table.attempt}")
+                table.whole = True
+            case _:
+                if table.whole or record.place[0] != table.snapshot_lsn:
+                    raise Violation(f"{record} is no row of the copy at {table.snapshot_lsn}")
+                self._shown(record, table)
+                table.rows.append(record.number)
+
+    def _framed(self, record: Record) -> None:
+        if record.kind == "open":
+            if self._frame is not None and self._exactly_once:
+                raise Violation(f"{record} inside {self._frame}")
+            self._frame, self._in_frame = record, 0
+            return
+        if self._exactly_once and (
+            self._frame is None or self._frame.place != record.place or self._in_frame != record.number
+        ):
+            raise Violation(f"{record} ends {self._frame} with {self._in_frame} changes")
+        self._frame = None
+
+    def _message(self, record: Record) -> None:
+        if record.number in self.messages:
+            if self._exactly_once:
+                raise Violation(f"{record} was printed twice")
+            return
+        self.messages.append(record.number)
+
+    def _changed(self, record: Record) -> None:
+        self._in_frame += 1
+        if self._exactly_once and self._frame is not None and self._frame.place[0] != record.place[0]:
+            raise Violation(f"{record} inside {self._frame}")
+        for oid in record.tables:
+            table = self.tables[oid]
+            if record.place in table.places:
+                if self._exactly_once:
+                    raise Violation(f"{record} was printed twice")
+                continue
+            if record.place <= table.last:
+                raise Violation(f"{record} after {table.last}")
+            table.places.add(record.place)
+            table.last = record.place
+            if record.kind == "truncate":
+                table.rows.clear()
+            else:
+                self._shown(record, table)
+                table.rows.append(record.number)
+
+    def _shown(self, record: Record, table: _Table) -> None:
+        if record.columns != table.columns and table.columns is not None:
+            raise Violation(f"{record} although the version of the table is {table.columns}")
+        if record.kind == "row" and record.columns != self._definitions.get(record.number):
+            raise Violation(f"{record}, which was written as {self._definitions.get(record.number)}")
+        table.columns = record.columns
+
+
+def check(server: Server, sink: Sink, start: Lsn, stayed: dict[int, Lsn], left_out: set[int]) -> None:
+    """Compare an output with the server. Raises Violation.
+
+    ``start`` is where the stream began. ``stayed`` are tables that were ready when they left the publication at that
+    LSN. Of tables in ``left_out`` nothing is expected, since they could not be copied.
+    """
+    reader = Reader(server, exactly_once=not sink.pipe)
+    reader.read(sink.content)
+    for oid in sorted(server.published - left_out):
+        table = reader.tables[oid]
+        if not table.whole:
+            raise Violation(f"the copy of table {oid} never ended")
+        snapshot = server.rows_at(oid, table.snapshot_lsn)
+        # While a table was not in the publication its changes are not the publication's.
+        _compare(oid, table, server.rows_after(snapshot, oid, table.snapshot_lsn, only_published=True))
+    for oid, left_at in stayed.items():
+        table = reader.tables[oid]
+        snapshot = server.rows_at(oid, table.snapshot_lsn)
+        want = server.rows_after(snapshot, oid, table.snapshot_lsn, left_at, only_published=True)
+        later = server.rows_after(snapshot, oid, table.snapshot_lsn, only_published=True)
+        if table.rows != later:
+            _compare(oid, table, want)
+    sent = [
+        step.number
+        for transaction in server.wal
+        if transaction.commit_lsn >= start
+        for step in transaction.steps
+        if isinstance(step, Message)
+    ]
+    if reader.messages != sent:
+        raise Violation(f"the messages {reader.messages} are not {sent}")
+
+
+def _compare(oid: int, table: _Table, want: list[int]) -> None:
+    if sorted(table.rows) != sorted(want):
+        missing = sorted(set(want) - set(table.rows))[:5]
+        extra = sorted(number for number in set(table.rows) if table.rows.count(number) > want.count(number))[:5]
+        raise Violation(f"table {oid}: missing {missing}, too much {extra}, {len(table.rows)} of {len(want)} rows")
+    if table.rows != want:
+        raise Violation(f"table {oid}: its rows are out of order")
