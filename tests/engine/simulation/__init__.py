@@ -71,7 +71,7 @@ class _Schedule:
 
     def _begin(self) -> None:
         """Begin a life of the process."""
-        self._world.noticed.clear()
+        self._world.away.clear()
         self._world.server.holds.clear()
         maker = self._parts.client or Client
         self._client = maker(self._world, self._parts)
@@ -123,13 +123,13 @@ class _Schedule:
             raise Violation("it does not come to rest")
         self._end()
         errored = {oid for oid, (phase, _) in store.tables.items() if phase is Phase.ERRORED}
-        check(server, sink, self._start(), self._stayed, errored)
+        check(server, sink, self._start(), left_out=errored, stayed=self._stayed, noticed=world.noticed)
 
     def _change_publication(self) -> None:
         server, store = self._world.server, self._world.store
         before, at = server.published, Lsn(server.end)
         removed = server.change_publication()
-        if removed is not None and store.tables.get(removed, (None,))[0] is Phase.READY:
+        if removed is not None and removed not in self._world.away and store.tables.get(removed, (None,))[0] is Phase.READY:
             self._stayed[removed] = at
         for oid in server.published - before:
             self._stayed.pop(oid, None)

@@ -60,7 +60,11 @@ class Parts:
 
 @dataclass
 class World:
-    """Everything that is not the engine; ``noticed`` are tables that the engine has seen to be out of the publication."""
+    """Everything that is not the engine.
+
+    ``away`` are tables that this life has seen to be out of the publication, and the LSN; ``noticed`` those that it has
+    seen to be back.
+    """
 
     dice: random.Random
     server: Server
@@ -70,7 +74,8 @@ class World:
     frames: bool
     store_interval: float
     idle_bytes: int
-    noticed: dict[int, int] = field(default_factory=dict)
+    away: dict[int, Lsn] = field(default_factory=dict)
+    noticed: dict[int, Lsn] = field(default_factory=dict)
 
 
 class _Prepared(NamedTuple):
@@ -208,7 +213,7 @@ class Client:
         self._make(position, states, {})
         read_at = Lsn(self._server.end)
         for oid in states.keys() - set(published):
-            self._world.noticed[oid] = read_at
+            self._world.away[oid] = read_at
             self._core.table_left(oid, read_at)
         yield from self._perform(self._core.copies_due())
         return True
@@ -287,7 +292,9 @@ class Client:
         yield
         read_at = Lsn(self._server.end)
         for oid in self._core.tables.keys() - published:
-            self._world.noticed.setdefault(oid, read_at)
+            self._world.away.setdefault(oid, read_at)
+        for oid in self._world.away.keys() & published:
+            self._world.noticed[oid] = self._world.away.pop(oid)
         yield from self._perform(self._core.tables_now(published, read_at))
         yield from self._perform(self._core.copies_due())
 

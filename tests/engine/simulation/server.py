@@ -445,26 +445,33 @@ class Server:
 
     def rows_at(self, table: int, point: Lsn) -> list[int]:
         """The rows of a table that a snapshot consistent with ``point`` sees, if the table has its file of then."""
-        return self.rows_after([], table, Lsn(0), point)
+        *_, last = self.states_after([], table, Lsn(0), point, only_published=False)
+        return last
 
     def read(self, table: int, point: Lsn) -> list[int]:
         """The rows that a COPY with that snapshot gives now."""
         return [] if self.rewritten_since(table, point) else self.rows_at(table, point)
 
-    def rows_after(
-        self, rows: list[int], table: int, start: Lsn, end: Lsn | None = None, *, only_published: bool = False
-    ) -> list[int]:
-        """Carry out on ``rows`` the changes of transactions that commit at ``start`` or later and before ``end``."""
-        rows = list(rows)
+    def rows_after(self, rows: list[int], table: int, start: Lsn, end: Lsn | None = None) -> list[int]:
+        """Carry out on ``rows`` the published changes of transactions that commit in [start, end)."""
+        *_, last = self.states_after(rows, table, start, end)
+        return last
+
+    def states_after(
+        self, rows: list[int], table: int, start: Lsn, end: Lsn | None = None, *, only_published: bool = True
+    ) -> Iterator[list[int]]:
+        """Give ``rows``, and what they become with each change of transactions that commit in [start, end)."""
+        yield rows
         for transaction in self.wal:
             if transaction.commit_lsn < start or (end is not None and transaction.commit_lsn >= end):
                 continue
             for step in transaction.steps:
                 if isinstance(step, Row) and step.table == table and (step.published or not only_published):
-                    rows.append(step.number)
+                    rows = [*rows, step.number]
+                    yield rows
                 elif isinstance(step, Truncated) and table in (step.published if only_published else tables_of(step)):
-                    rows.clear()
-        return rows
+                    rows = []
+                    yield rows
 
     # The stream.
 
