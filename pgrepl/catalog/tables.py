@@ -21,6 +21,7 @@ class ColumnDescription:
     in_identity_index: bool
     # Its place in the primary key, from 1; None for a column that is not in it.
     primary_key_place: int | None
+    generated: bool
 
     @property
     def in_primary_key(self) -> bool:
@@ -43,7 +44,8 @@ class TableDescription:
 _DESCRIBE = """
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relreplident,
        a.attname, a.attnum, a.atttypid, a.atttypmod, pg_catalog.format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
-       coalesce(a.attnum = ANY (r.key), false), pg_catalog.array_position(p.key, a.attnum)
+       coalesce(a.attnum = ANY (r.key), false), pg_catalog.array_position(p.key, a.attnum),
+       a.attgenerated <> ''
   FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pgrepl import events
+from pgrepl.catalog.definitions import DDL_PREFIX, of_message
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.engine import copying, relations
 from pgrepl.engine.changes import Changes
@@ -16,6 +17,7 @@ from pgrepl.engine.core import (
     Confirm,
     Copy,
     Core,
+    Decision,
     DropSpool,
     Forget,
     HandOver,
@@ -36,6 +38,7 @@ from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.decoder import decode
 from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data
 
+_PRUNE_INTERVAL = 3600.0
 _BREATH = 10_000
 """Messages of one transaction after which whoever watches is told of the progress."""
 
@@ -72,6 +75,7 @@ class Applier:
         self._persistent = run.options.slot is not None
         self._until = until
         self._streamed: StreamedTransactions | None = None
+        self._next_prune = 0.0
         # Set when the run is to end with the transaction that is being written.
         self._finish: Reason | None = None
         self.publishing = Publishing(run, connections, core, beginning.removed)
@@ -79,6 +83,7 @@ class Applier:
             lambda relation, transaction: relations.resolve(connections.admin, relation, transaction.xid),
             printed=self.publishing.wants,
             known=beginning.known,
+            told=beginning.told,
             appeared=self.publishing.appeared,
         )
         self._router = Router(core, run.output, run.spool, frames=run.options.transactions, printed=self._row_printed)
@@ -147,6 +152,10 @@ class Applier:
             return
         for event in self._changes.apply(start, message):
             self._router.route(event)
+        if kind is messages.Message:
+            assert isinstance(message, messages.Message)
+            if message.prefix == DDL_PREFIX and message.transactional:
+                self._defined(start, message.content)
         if kind is messages.Commit:
             assert isinstance(message, messages.Commit)
             self._router.commit(message.end_lsn)
@@ -155,6 +164,21 @@ class Applier:
             self._done()
             self.perform(actions)
             self.end_between()
+
+    def _defined(self, lsn: Lsn, content: bytes) -> None:
+        """Store a version of a table, now or when its copy has been handed over: a copy that is lost forgets it."""
+        try:
+            definition = of_message(content)
+        except ValueError as error:
+            self._run.observer.warning(f"{error}, at {lsn}: no version of a table is stored")
+            return
+        decision = self._core.whose(definition.oid)
+        if decision is Decision.EMIT:
+            in_store(self._run, lambda: self._run.store.version(definition, lsn))
+        elif decision is Decision.SPOOL:
+            transaction = self._changes.transaction
+            assert transaction is not None
+            self._run.spool.append_definition(definition.oid, transaction.commit_lsn, lsn, content)
 
     def end_between(self) -> None:
         """End the run for a signal or the clock, now or with the transaction that is open."""
@@ -197,11 +221,11 @@ class Applier:
                 if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
-                self._changes.knows(table)
+                self._changes.knows(table, snapshot_lsn)
                 self.perform(self._core.copy_begins(table.oid, number, snapshot_lsn))
                 if self._until is not None:
                     self._until = max(self._until, snapshot_lsn)
-                in_store(self._run, lambda: self._run.store.schema(table, Lsn(0)))
+                in_store(self._run, lambda: self._run.store.schema(table))
                 self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
             case copying.Rows(oid, number, lines, count):
                 if self._core.is_copying(oid, number):
@@ -264,14 +288,24 @@ class Applier:
             self.perform(actions)
             self._expect(due)
             self.perform(self._core.copies_due())
+        self._prune_when_due()
         self._progress.phase = "copying" if self._core.copying else "streaming"
         self._progress.spooled = self._run.spool.used
         self._run.observer.progress(self._progress)
+
+    def _prune_when_due(self) -> None:
+        """Remove versions of tables that nobody needs any more, once an hour."""
+        now = time.monotonic()
+        if now < self._next_prune or self._core.confirmed == 0:
+            return
+        self._next_prune = now + _PRUNE_INTERVAL
+        in_store(self._run, lambda: self._run.store.prune(self._core.confirmed))
 
     def close(self) -> None:
         """Make what was printed durable, store it, and say it to the server as the last word."""
         self._output.close()
         self.perform(self._core.durable(self._output.durable(), time.monotonic(), at_once=True))
+        self._prune_when_due()
 
     def perform(self, actions: list[Action]) -> None:
         """Do what the core has decided."""
@@ -290,12 +324,14 @@ class Applier:
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):
-                    in_store(run, lambda t=tables, p=position: store.ready(t, p))  # type: ignore[misc]
+                    told = self._changes.told(position)
+                    in_store(run, lambda t=tables, p=position, v=told: store.ready(t, p, v))  # type: ignore[misc]
                     self.perform(self._core.stored_at(position))
                 case StoreCaughtUp(tables):
                     in_store(run, lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
                 case StorePosition(position):
-                    in_store(run, lambda p=position: store.position(p))  # type: ignore[misc]
+                    told = self._changes.told(position)
+                    in_store(run, lambda p=position, v=told: store.position(p, v))  # type: ignore[misc]
                     self.perform(self._core.stored_at(position))
                 case Confirm(position):
                     self._confirm(position)
@@ -307,7 +343,10 @@ class Applier:
                 self._output.add(line)
                 if self._output.full:
                     self._output.write()
-            self._run.spool.drop(table, None)
         self._output.boundary(self._core.done)
         self._output.sync()
+        for table in tables:
+            for lsn, content in self._run.spool.definitions(table):
+                definition = of_message(content)
+                in_store(self._run, lambda d=definition, at=lsn: self._run.store.version(d, at))  # type: ignore[misc]
         self.perform(self._core.handed_over())

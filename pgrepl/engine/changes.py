@@ -27,8 +27,8 @@ class Changes:
 
     ``resolve`` builds a Table from a Relation message in a transaction. ``printed`` says whether a table's changes are
     wanted; those of other tables are counted all the same, so that ``seq`` does not depend on what is asked for.
-    ``known`` are the versions that snapshots were read with. ``appeared`` is told of a table that was not known, when
-    its first change is near.
+    ``known`` are the versions that snapshots were read with, ``told`` those that an earlier run has told the output of,
+    good for comparisons only. ``appeared`` is told of a table that was not known, when its first change is near.
     """
 
     def __init__(
@@ -37,12 +37,15 @@ class Changes:
         *,
         printed: Callable[[Table], bool],
         known: Mapping[int, Table],
+        told: Mapping[int, Table] | None = None,
         appeared: Callable[[Table], None] = lambda table: None,
     ) -> None:
         self._resolve = resolve
         self._printed = printed
         self._appeared = appeared
         self._known = dict(known)
+        self._told = told or {}
+        self._new: list[tuple[Lsn, Table]] = []
         # None for a table whose changes are not wanted.
         self._tables: dict[int, tuple[messages.Relation, Table | None]] = {}
         self._transaction: Transaction | None = None
@@ -58,10 +61,17 @@ class Changes:
         """The number of the next change."""
         return self._seq
 
-    def knows(self, table: Table) -> None:
+    def knows(self, table: Table, snapshot_lsn: Lsn) -> None:
         """Take note of the version that a snapshot was read with, unless the stream has told of the table already."""
         if table.oid not in self._tables or self._tables[table.oid][1] is None:
             self._known[table.oid] = table
+            self._new.append((snapshot_lsn, table))
+
+    def told(self, position: Lsn) -> list[Table]:
+        """Give the versions that the output was told of before ``position``, each once."""
+        due = [table for since, table in self._new if since <= position]
+        self._new = [(since, table) for since, table in self._new if since > position]
+        return due
 
     def broken_off(self) -> None:
         """Take note that the stream broke off; the next one tells of every relation again."""
@@ -152,17 +162,20 @@ class Changes:
         if not self._printed(table):
             self._tables[relation.oid] = (relation, None)
             return _NOTHING
-        before = self._known.get(relation.oid)
+        before = self._known.get(relation.oid) or self._told.get(relation.oid)
         if before is None:
             self._appeared(table)
         else:
             table = remember(before, table)
-        if before is not None and same_definition(before, table):
-            # The one that formats have prepared for already.
-            table = before
+        same = before is not None and same_definition(before, table)
+        # The one that formats have prepared for already.
+        table = self._known.get(relation.oid, table) if same else table
         self._known[relation.oid] = table
         self._tables[relation.oid] = (relation, table)
-        if before is None or table is before:
+        if not same:
+            # In force from the first position on that has the transaction before it.
+            self._new.append((Lsn(transaction.commit_lsn + 1), table))
+        if before is None or same:
             return _NOTHING
         return (events.SchemaChange(table, diff(before, table), transaction, self._seq),)
 

@@ -43,11 +43,21 @@ class LineSpool:
         self._spool.append(table, line, order=commit_lsn)
 
     def drop(self, table: int, before: Lsn | None) -> None:
-        """Forget the lines of transactions with ``commit_lsn < before``, or all."""
-        if before is None:
-            self._spool.drop(table)
-        else:
-            self._spool.drop_before(table, before)
+        """Forget the lines and definitions of transactions with ``commit_lsn < before``, or all."""
+        for key in (table, _definitions(table)):
+            if before is None:
+                self._spool.drop(key)
+            else:
+                self._spool.drop_before(key, before)
+
+    def append_definition(self, table: int, commit_lsn: Lsn, lsn: Lsn, content: bytes) -> None:
+        """Keep what a message of the event trigger, which ends at ``lsn``, says about a table."""
+        self._spool.append(_definitions(table), content, order=commit_lsn, start=lsn)
+
+    def definitions(self, table: int) -> Iterator[tuple[Lsn, bytes]]:
+        """Give the definitions in order, and let go of them on the way."""
+        for entry in self._spool.take(_definitions(table)):
+            yield Lsn(entry.start), entry.payload
 
     def lines(self, table: int) -> Iterator[bytes]:
         """Give the lines in order, and let go of them on the way."""
@@ -62,3 +72,7 @@ class LineSpool:
     def close(self) -> None:
         """Let go of everything, the files too."""
         self._spool.close()
+
+
+def _definitions(table: int) -> tuple[str, int]:
+    return ("definitions", table)

@@ -30,8 +30,9 @@ class Beginning:
     """Where a session begins.
 
     ``walsender`` is the connection that is to stream; ``tables`` are the states that the core starts with, ``due`` what
-    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables. Tables
-    in ``removed`` have left the publication, of which the catalog was read at that LSN.
+    is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
+    those that an earlier run has told the output of. Tables in ``removed`` have left the publication, of which the
+    catalog was read at that LSN.
     """
 
     identity: Identity
@@ -42,6 +43,7 @@ class Beginning:
     prepared: Prepared | None = None
     known: Mapping[int, Table] = field(default_factory=dict)
     copies: Mapping[int, int] = field(default_factory=dict)
+    told: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
 
 
@@ -161,6 +163,7 @@ class Start:
             states,
             due,
             copies=state.copies,
+            told=state.told,
             removed={oid: read_at for oid in states if oid not in published},
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from pgrepl.catalog.definitions import Definition
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 
@@ -34,12 +35,16 @@ class StoredTable:
 
 @dataclass(frozen=True)
 class StoredState:
-    """What a store knows; ``identity`` and ``position`` are None for a pipeline that pgrepl has never run."""
+    """What a store knows; ``identity`` and ``position`` are None for a pipeline that pgrepl has never run.
+
+    ``told`` are the versions of tables that the output had been told of at the position.
+    """
 
     identity: Identity | None = None
     position: Lsn | None = None
     tables: Mapping[int, StoredTable] = field(default_factory=dict)
     copies: Mapping[int, int] = field(default_factory=dict)
+    told: Mapping[int, Table] = field(default_factory=dict)
 
 
 class Store(Protocol):
@@ -56,8 +61,8 @@ class Store(Protocol):
     def copying(self, tables: Collection[int]) -> None:
         """Store that tables are being copied, each once more than before."""
 
-    def ready(self, tables: Collection[int], position: Lsn) -> None:
-        """Store that copied tables are handed over at ``position``, and the position."""
+    def ready(self, tables: Collection[int], position: Lsn, told: Collection[Table] = ()) -> None:
+        """Store that copied tables are handed over at ``position``, and the position as ``position`` does."""
 
     def caught_up(self, tables: Collection[int]) -> None:
         """Store that tables which another tool had left in sync_done are ready."""
@@ -65,11 +70,17 @@ class Store(Protocol):
     def errored(self, table: int, reason: str, solution: str | None) -> None:
         """Store that a table cannot be copied."""
 
-    def position(self, position: Lsn) -> None:
-        """Store the position."""
+    def position(self, position: Lsn, told: Collection[Table] = ()) -> None:
+        """Store the position, and the versions of tables that the output has been told of since the last one."""
 
-    def schema(self, table: Table, snapshot: Lsn) -> None:
-        """Store a version of a table: 0/0 for the one it is copied with, else the LSN of its message."""
+    def schema(self, table: Table) -> None:
+        """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
+
+    def version(self, definition: Definition, lsn: Lsn) -> None:
+        """Store the version of a table that a message of the event trigger, which ends at ``lsn``, tells of."""
+
+    def prune(self, position: Lsn) -> None:
+        """Remove versions of tables that nobody needs who begins to read at ``position``."""
 
     def forget(self, table: int) -> None:
         """Remove everything of a table that has left the publication."""

@@ -7,7 +7,7 @@ and what it belongs to, stands in ``etl.pgrepl_pipelines``, which other tools ig
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from psycopg.types.json import Jsonb
 
 from pgrepl import connection as sql_connection
 from pgrepl.catalog import etl_types, server
-from pgrepl.catalog.tables import TableDescription, describe
+from pgrepl.catalog.definitions import Definition, of_description
+from pgrepl.catalog.tables import describe
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.errors import OperationError
 from pgrepl.events import Table
@@ -24,6 +25,7 @@ from pgrepl.lsn import Lsn
 from pgrepl.names import apply_slot, signed_id, unsigned_id
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
+from pgrepl.stores.told import from_json, to_json
 
 _STATE_TABLES = ("replication_state", "table_schemas", "table_columns", "destination_tables_metadata")
 _NO_SOLUTION = (
@@ -144,7 +146,7 @@ class PostgresStore:
         connection = self._open()
         with connection.transaction():
             pipeline = connection.execute(
-                f"SELECT slot_name, publications, system_identifier, timeline, position::text, attempts"  # noqa: S608
+                f"SELECT slot_name, publications, system_identifier, timeline, position::text, attempts, told"  # noqa: S608
                 f" FROM etl.{PIPELINES} WHERE pipeline_id = %s",
                 [self._id],
             ).fetchone()
@@ -154,10 +156,11 @@ class PostgresStore:
         tables = {oid: _stored_table(oid, metadata) for oid, metadata in states}
         if pipeline is None:
             return StoredState(tables=tables)
-        slot, publications, system_identifier, timeline, position, attempts = pipeline
+        slot, publications, system_identifier, timeline, position, attempts, told = pipeline
         identity = Identity(system_identifier, timeline, slot, ",".join(publications))
         copies = {int(oid): int(count) for oid, count in attempts.items()}
-        return StoredState(identity, Lsn.parse(position), tables, copies)
+        versions = {int(oid): from_json(int(oid), version) for oid, version in told.items()}
+        return StoredState(identity, Lsn.parse(position), tables, copies, versions)
 
     def begin(self, identity: Identity, position: Lsn, tables: Collection[int]) -> None:
         """Store where the stream begins, and that these tables are being copied."""
@@ -193,7 +196,7 @@ class PostgresStore:
                 self._append(table, "data_sync", {"type": "data_sync"})
             self._count_copies(tables)
 
-    def ready(self, tables: Collection[int], position: Lsn) -> None:
+    def ready(self, tables: Collection[int], position: Lsn, told: Collection[Table] = ()) -> None:
         """Store that copied tables are handed over at ``position``, and the position."""
         with self._open().transaction():
             for table in tables:
@@ -201,6 +204,7 @@ class PostgresStore:
                 self._append(table, "sync_done", {"type": "sync_done", "lsn": str(position)})
                 self._append(table, "ready", {"type": "ready"})
             self._move(position)
+            self._tell(told)
 
     def caught_up(self, tables: Collection[int]) -> None:
         """Store that tables which another tool had left in sync_done are ready."""
@@ -219,12 +223,20 @@ class PostgresStore:
             }
             self._append(table, "errored", metadata)
 
-    def position(self, position: Lsn) -> None:
-        """Store the position."""
+    def position(self, position: Lsn, told: Collection[Table] = ()) -> None:
+        """Store the position, and the versions of tables that the output has been told of since the last one."""
         with self._open().transaction():
             self._move(position)
+            self._tell(told)
 
-    def schema(self, table: Table, snapshot: Lsn) -> None:
+    def _tell(self, told: Collection[Table]) -> None:
+        if told:
+            self._execute(
+                f"UPDATE etl.{PIPELINES} SET told = told || %s WHERE pipeline_id = %s",  # noqa: S608
+                [Jsonb({str(table.oid): to_json(table) for table in told}), self._id],
+            )
+
+    def schema(self, table: Table) -> None:
         """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
         connection = self._open()
         described = describe(connection, [table.oid]).get(table.oid)
@@ -234,7 +246,36 @@ class PostgresStore:
             self._execute(
                 "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, table.oid]
             )
-            self._store_version(described, snapshot)
+            self._store_version(of_description(described), Lsn(0))
+
+    def version(self, definition: Definition, lsn: Lsn) -> None:
+        """Store what a message of the event trigger says about a table; one that comes again replaces itself."""
+        with self._open().transaction():
+            self._execute(
+                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s AND snapshot_id = %s",
+                [self._id, definition.oid, str(lsn)],
+            )
+            self._store_version(definition, lsn)
+
+    def prune(self, position: Lsn) -> None:
+        """Remove versions that no reader needs who begins at ``position``: older ones than the newest before it.
+
+        What supabase/etl has applied to its destination (``destination_tables_metadata``) is kept, too.
+        """
+        self._execute(
+            """
+            DELETE FROM etl.table_schemas s USING (
+                SELECT v.table_id, max(v.snapshot_id) AS newest
+                  FROM etl.table_schemas v
+                  LEFT JOIN etl.destination_tables_metadata d USING (pipeline_id, table_id)
+                 WHERE v.pipeline_id = %(id)s
+                   AND v.snapshot_id <= least(%(position)s::pg_lsn, d.snapshot_id, d.previous_snapshot_id)
+                 GROUP BY v.table_id
+            ) needed
+             WHERE s.pipeline_id = %(id)s AND s.table_id = needed.table_id AND s.snapshot_id < needed.newest
+            """,
+            {"id": self._id, "position": str(position)},
+        )
 
     def forget(self, table: int) -> None:
         """Remove everything of a table that has left the publication."""
@@ -244,6 +285,10 @@ class PostgresStore:
                     f"DELETE FROM etl.{name} WHERE pipeline_id = %s AND table_id = %s",  # noqa: S608
                     [self._id, table],
                 )
+            self._execute(
+                f"UPDATE etl.{PIPELINES} SET told = told - %s WHERE pipeline_id = %s",  # noqa: S608
+                [str(table), self._id],
+            )
 
     # What people do with a state.
 
@@ -358,7 +403,7 @@ class PostgresStore:
             if position_too and self._has_pipelines():
                 self._execute(f"DELETE FROM etl.{PIPELINES} WHERE pipeline_id = %s", [self._id])  # noqa: S608
 
-    def _execute(self, query: str, values: Sequence[Any]) -> psycopg.Cursor:
+    def _execute(self, query: str, values: Sequence[Any] | Mapping[str, Any]) -> psycopg.Cursor:
         return self._open().execute(query, values)
 
     def _state_of(self, table: int) -> int | None:
@@ -376,7 +421,7 @@ class PostgresStore:
             " WHERE pipeline_id = %(pipeline)s AND table_id = %(table)s AND is_current RETURNING id)"
             " INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, prev, is_current)"
             " SELECT %(pipeline)s, %(table)s, %(state)s::etl.table_state, %(metadata)s, (SELECT id FROM before), true",
-            {"pipeline": self._id, "table": table, "state": state, "metadata": Jsonb(metadata)},  # type: ignore[arg-type]
+            {"pipeline": self._id, "table": table, "state": state, "metadata": Jsonb(metadata)},
         )
 
     def _count_copies(self, tables: Collection[int]) -> None:
@@ -394,7 +439,7 @@ class PostgresStore:
             [str(position), self._id],
         )
 
-    def _store_version(self, table: TableDescription, snapshot: Lsn) -> None:
+    def _store_version(self, table: Definition, snapshot: Lsn) -> None:
         row = self._execute(
             "INSERT INTO etl.table_schemas (pipeline_id, table_id, schema_name, table_name, snapshot_id)"
             " VALUES (%s, %s, %s, %s, %s) RETURNING id",

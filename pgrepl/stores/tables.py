@@ -21,6 +21,7 @@ CREATE TABLE etl.{PIPELINES} (
     timeline integer NOT NULL,
     position pg_lsn NOT NULL,
     attempts jsonb NOT NULL DEFAULT '{{}}',
+    told jsonb NOT NULL DEFAULT '{{}}',
     updated_at timestamp with time zone NOT NULL DEFAULT now()
 )"""
 

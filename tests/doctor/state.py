@@ -43,7 +43,7 @@ def pipelines_row(database: Database, pipeline: int, slot: str, position: str) -
         conn.execute(
             "CREATE TABLE IF NOT EXISTS etl.pgrepl_pipelines (pipeline_id bigint PRIMARY KEY, slot_name text NOT NULL,"
             " publications text[] NOT NULL, system_identifier text NOT NULL, timeline integer NOT NULL,"
-            " position pg_lsn NOT NULL, attempts jsonb NOT NULL DEFAULT '{}',"
+            " position pg_lsn NOT NULL, attempts jsonb NOT NULL DEFAULT '{}', told jsonb NOT NULL DEFAULT '{}',"
             " updated_at timestamptz NOT NULL DEFAULT now())"
         )
         conn.execute("DELETE FROM etl.pgrepl_pipelines WHERE pipeline_id = %s", [signed_id(pipeline)])

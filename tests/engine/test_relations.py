@@ -73,7 +73,9 @@ def _place(name: str, primary: tuple[str, ...]) -> int | None:
 
 def described(*names: str, primary: tuple[str, ...] = (), index: tuple[str, ...] = ()) -> TableDescription:
     columns = [
-        ColumnDescription(name, number, TEXT, -1, "text", name not in primary, name in index, _place(name, primary))
+        ColumnDescription(
+            name, number, TEXT, -1, "text", name not in primary, name in index, _place(name, primary), False
+        )
         for number, name in enumerate(names, 1)
     ]
     return TableDescription(1, "s", "t1", "r", "d", tuple(columns))
@@ -107,7 +109,7 @@ def test_what_the_catalog_adds() -> None:
     columns = (messages.Column(True, "id", INT4, -1), messages.Column(False, "n", 70000, 5))
     message = messages.Relation(1, "", "t", "d", columns)
     catalog = TableDescription(
-        1, "pg_catalog", "t", "r", "d", (ColumnDescription("id", 4, INT4, -1, "integer", False, False, 1),)
+        1, "pg_catalog", "t", "r", "d", (ColumnDescription("id", 4, INT4, -1, "integer", False, False, 1, False),)
     )
     built = build(message, catalog, {INT4: number}, {(70000, 5): "public.mood(5)"})
     assert built.schema == "pg_catalog"
@@ -125,7 +127,7 @@ def test_types_that_nobody_knows_any_more() -> None:
 def test_a_type_that_the_catalog_has_changed_meanwhile() -> None:
     """The stream's word stands: the type's name is that of the message, and the column is the same one."""
     catalog = TableDescription(
-        1, "s", "t1", "r", "d", (ColumnDescription("a", 1, INT4, -1, "integer", False, False, 1),)
+        1, "s", "t1", "r", "d", (ColumnDescription("a", 1, INT4, -1, "integer", False, False, 1, False),)
     )
     built = build(relation(1, "a"), catalog, {}, {(TEXT, -1): "text"})
     assert (built.columns[0].type_name, built.columns[0].attnum, built.columns[0].nullable) == ("text", 1, False)
