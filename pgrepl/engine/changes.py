@@ -28,7 +28,7 @@ class Changes:
     ``resolve`` builds a Table from a Relation message in a transaction. ``printed`` says whether a table's changes are
     wanted; those of other tables are counted all the same, so that ``seq`` does not depend on what is asked for.
     ``known`` are the versions that snapshots were read with, ``told`` those that an earlier run has told the output of,
-    good for comparisons only. ``appeared`` is told of a table that was not known, when its first change is near.
+    good for comparisons only. ``appeared`` is told of each table that is told of, also again.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Changes:
         self._printed = printed
         self._appeared = appeared
         self._known = dict(known)
-        self._told = told or {}
+        self._told = dict(told or {})
         self._new: list[tuple[Lsn, Table]] = []
         # None for a table whose changes are not wanted.
         self._tables: dict[int, tuple[messages.Relation, Table | None]] = {}
@@ -66,6 +66,13 @@ class Changes:
         if table.oid not in self._tables or self._tables[table.oid][1] is None:
             self._known[table.oid] = table
             self._new.append((snapshot_lsn, table))
+
+    def compares(self, table: Table) -> None:
+        """Take note of the version that a table has before it is copied, if none is known.
+
+        The stream may tell of a later one before it is heard with which version the copy was made.
+        """
+        self._told.setdefault(table.oid, table)
 
     def told(self, position: Lsn) -> list[Table]:
         """Give the versions that the output was told of before ``position``, each once."""
@@ -157,15 +164,16 @@ class Changes:
         transaction = self._open()
         current = self._tables.get(relation.oid)
         if current is not None and current[0] == relation:
+            if current[1] is not None:
+                self._appeared(current[1])
             return _NOTHING
         table = self._resolve(relation, transaction)
         if not self._printed(table):
             self._tables[relation.oid] = (relation, None)
             return _NOTHING
         before = self._known.get(relation.oid) or self._told.get(relation.oid)
-        if before is None:
-            self._appeared(table)
-        else:
+        self._appeared(table)
+        if before is not None:
             table = remember(before, table)
         same = before is not None and same_definition(before, table)
         # The one that formats have prepared for already.

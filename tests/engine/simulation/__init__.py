@@ -17,7 +17,7 @@ from hashlib import sha256
 from pgrepl.engine.core import Phase
 from pgrepl.lsn import Lsn
 from tests.engine.simulation.client import Client, Parts, Steps, World
-from tests.engine.simulation.reader import check
+from tests.engine.simulation.reader import check, check_versions
 from tests.engine.simulation.server import Habits, Server
 from tests.engine.simulation.surroundings import Lines, Sink, Store
 from tests.engine.simulation.violation import Violation
@@ -48,7 +48,9 @@ class _Schedule:
             create=dice.choice((0.0, 0.01)),
             message=dice.choice((0.0, 0.05)),
             lazy_commit=dice.choice((0.0, 0.5)),
+            trigger=dice.random() < 0.5,
         )
+        self._trigger = habits.trigger
         lines = Lines()
         self._world = World(
             dice,
@@ -59,6 +61,7 @@ class _Schedule:
             frames=dice.random() < 0.3,
             store_interval=dice.choice((0.0, 1.0, 5.0)),
             idle_bytes=dice.choice((0, 1 << 20)),
+            attention=dice.choice((0.005, 0.05)),
         )
         # How likely, at a step: a crash of the server, a crash of pgrepl, a change of the publication, a failure.
         self._server_crash = dice.choice((0.0, 0.003, 0.01))
@@ -81,6 +84,8 @@ class _Schedule:
         """End it where it stands."""
         self._life.close()
         self._world.sink.crash()
+        if self._trigger:
+            check_versions(self._world.server, self._world.store)
 
     def _step(self) -> None:
         try:
@@ -99,7 +104,7 @@ class _Schedule:
             elif luck < 0.36:
                 server.checkpoint()
             elif (luck := luck - 0.36) < self._server_crash:
-                server.crash()
+                self._crash_server()
             elif (luck := luck - self._server_crash) < self._publish:
                 self._change_publication()
             elif (luck := luck - self._publish) < self._crash:
@@ -124,6 +129,14 @@ class _Schedule:
         self._end()
         errored = {oid for oid, (phase, _) in store.tables.items() if phase is Phase.ERRORED}
         check(server, sink, self._start(), left_out=errored, stayed=self._stayed, noticed=world.noticed)
+
+    def _crash_server(self) -> None:
+        world = self._world
+        world.server.crash()
+        # What was at a position that no longer is, was before the end of the WAL at any rate.
+        for positions in (world.away, world.noticed):
+            for oid, position in positions.items():
+                positions[oid] = min(position, Lsn(world.server.end))
 
     def _change_publication(self) -> None:
         server, store = self._world.server, self._world.store

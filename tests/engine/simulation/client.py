@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from pgrepl import events
+from pgrepl.catalog.definitions import DDL_PREFIX, of_message
 from pgrepl.engine import resume
 from pgrepl.engine.changes import Changes
 from pgrepl.engine.copying import Begins, Ends, Failed, Gone, Lost, News, Rows
@@ -22,6 +23,7 @@ from pgrepl.engine.core import (
     Confirm,
     Copy,
     Core,
+    Decision,
     DropSpool,
     Forget,
     HandOver,
@@ -74,6 +76,8 @@ class World:
     frames: bool
     store_interval: float
     idle_bytes: int
+    # How likely a step is one that looks at what copies tell.
+    attention: float
     away: dict[int, Lsn] = field(default_factory=dict)
     noticed: dict[int, Lsn] = field(default_factory=dict)
 
@@ -108,6 +112,7 @@ class Client:
 
     def run(self) -> Steps:
         """Start, and go on."""
+        world = self._world
         while not (yield from self._start()):
             self._inbox.clear()
         stream = self._connect()
@@ -134,7 +139,7 @@ class Client:
                     next(task)
                 except StopIteration:
                     self._tasks.remove(task)
-            elif activity < 0.90:
+            elif activity < 0.85 + world.attention:
                 while self._inbox:
                     yield from self._news(self._inbox.popleft())
                     self._done()
@@ -185,7 +190,7 @@ class Client:
 
         yield from self._stored(begin)
         known = {oid: definition.table() for oid, definition in prepared.definitions.items()}
-        self._make(point, {oid: TableState(Phase.DATA_SYNC) for oid in known}, known)
+        self._make(point, {oid: TableState(Phase.DATA_SYNC) for oid in known}, known, {})
         for oid in known:
             yield from self._perform(self._core.copy_begins(oid, 0, point))
         self._tasks.append(self._copy(prepared, 0))
@@ -210,15 +215,17 @@ class Client:
         for oid in published:
             states.setdefault(oid, TableState(Phase.INIT))
         self._copies.update(state.copies)
-        self._make(position, states, {})
+        self._make(position, states, {}, state.told)
         read_at = Lsn(self._server.end)
         for oid in states.keys() - set(published):
             self._world.away[oid] = read_at
             self._core.table_left(oid, read_at)
-        yield from self._perform(self._core.copies_due())
+        yield from self._begin_copies()
         return True
 
-    def _make(self, position: Lsn, tables: dict[int, TableState], known: dict[int, Table]) -> None:
+    def _make(
+        self, position: Lsn, tables: dict[int, TableState], known: Mapping[int, Table], told: Mapping[int, Table]
+    ) -> None:
         output_position, copies = self._sink.adopt()
         for oid, count in copies.items():
             self._copies[oid] = max(self._copies.get(oid, 0), count)
@@ -230,7 +237,7 @@ class Client:
             idle_bytes=self._world.idle_bytes,
         )
         self._changes = self._parts.changes(
-            self._resolve, printed=lambda table: True, known=known, appeared=self._appeared
+            self._resolve, printed=lambda table: True, known=known, told=told, appeared=self._appeared
         )
         self._router = self._parts.router(
             self._core, self._output, self._spool, frames=self._world.frames, printed=lambda event: None
@@ -265,11 +272,23 @@ class Client:
             self._router.begin(self._changes.transaction)
         for event in found:
             self._router.route(event)
+        if isinstance(message, messages.Message) and message.prefix == DDL_PREFIX:
+            yield from self._defined(start, message.content)
         if isinstance(message, messages.Commit):
             self._router.commit(message.end_lsn)
             actions = self._core.commit(message.end_lsn)
             self._done()
             yield from self._perform(actions)
+
+    def _defined(self, lsn: Lsn, content: bytes) -> Steps:
+        """Store the version that the event trigger tells of, or keep it for the hand-over."""
+        definition = of_message(content)
+        decision = self._core.whose(definition.oid)
+        if decision is Decision.EMIT:
+            yield from self._stored(lambda: self._store.version(definition, lsn))
+        elif decision is Decision.SPOOL:
+            assert self._changes.transaction is not None
+            self._spool.append_definition(definition.oid, self._changes.transaction.commit_lsn, lsn, content)
 
     def _done(self) -> None:
         if self._core.at_boundary:
@@ -282,6 +301,8 @@ class Client:
         durable = self._output.durable()
         yield from self._perform(self._core.durable(durable, self._clock, at_once=self.finishing))
         yield from self._perform(self._core.forget_left())
+        if self._core.confirmed:
+            self._store.prune(self._core.confirmed)
         if not self._core.in_transaction and (self._refresh_due or self.finishing):
             self._refresh_due = False
             yield from self._refresh()
@@ -296,6 +317,12 @@ class Client:
         for oid in self._world.away.keys() & published:
             self._world.noticed[oid] = self._world.away.pop(oid)
         yield from self._perform(self._core.tables_now(published, read_at))
+        yield from self._begin_copies()
+
+    def _begin_copies(self) -> Steps:
+        for oid, state in self._core.tables.items():
+            if state.phase is Phase.INIT and oid in self._server.catalog:
+                self._changes.compares(self._server.catalog[oid].table())
         yield from self._perform(self._core.copies_due())
 
     def _close(self) -> Steps:
@@ -348,16 +375,21 @@ class Client:
                     yield from self._hand_over(tables)
                 case StoreReady(tables, position):
 
-                    def ready(tables: tuple[int, ...] = tables, position: Lsn = position) -> None:
+                    told = self._changes.told(position)
+
+                    def ready(
+                        tables: tuple[int, ...] = tables, position: Lsn = position, told: list[Table] = told
+                    ) -> None:
                         store.ready(tables)
-                        store.moves(position)
+                        store.moves(position, told)
 
                     yield from self._stored(ready)
                     yield from self._perform(core.stored_at(position))
                 case StoreCaughtUp(tables):
                     yield from self._stored(lambda tables=tables: store.ready(tables))  # type: ignore[misc]
                 case StorePosition(position):
-                    yield from self._stored(lambda position=position: store.moves(position))  # type: ignore[misc]
+                    told = self._changes.told(position)
+                    yield from self._stored(lambda p=position, t=told: store.moves(p, t))  # type: ignore[misc]
                     yield from self._perform(core.stored_at(position))
                 case Confirm(position):
                     if store.position is None or position > store.position:
@@ -369,9 +401,12 @@ class Client:
         for oid in tables:
             for line in self._spool.lines(oid):
                 self._output.add(line)
-            self._spool.drop(oid, None)
         self._output.boundary(self._core.done)
         yield from self._sync()
+        for oid in tables:
+            for lsn, content in self._spool.definitions(oid):
+                definition = of_message(content)
+                yield from self._stored(lambda d=definition, at=lsn: self._store.version(d, at))  # type: ignore[misc]
         yield from self._perform(self._core.handed_over())
 
     # Copies.
@@ -382,8 +417,9 @@ class Client:
             case Begins(table, number, snapshot_lsn):
                 if core.is_copying(table.oid, number):
                     attempt = self._copies[table.oid] = self._copies.get(table.oid, 0) + 1
-                    self._changes.knows(table)
+                    self._changes.knows(table, snapshot_lsn)
                     yield from self._perform(core.copy_begins(table.oid, number, snapshot_lsn))
+                    yield from self._stored(lambda: self._schema(table))
                     self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
             case Rows(oid, number, lines, _):
                 if core.is_copying(oid, number):
@@ -402,6 +438,11 @@ class Client:
                 if core.is_copying(oid, number):
                     yield from self._stored(lambda: self._errored(oid))
                     yield from self._perform(core.copy_failed(oid, number))
+
+    def _schema(self, table: Table) -> None:
+        now = self._server.catalog.get(table.oid)
+        if now is not None:
+            self._store.schema(now.described())
 
     def _errored(self, oid: int) -> None:
         self._store.tables[oid] = (Phase.ERRORED, None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from pgrepl.catalog.definitions import of_description
+from pgrepl.engine.core import Phase
 from pgrepl.lsn import Lsn
-from tests.engine.simulation.server import Message, Row, Server
-from tests.engine.simulation.surroundings import Record, Sink
+from tests.engine.simulation.server import Message, Row, Server, Told
+from tests.engine.simulation.surroundings import Record, Sink, Store
 from tests.engine.simulation.violation import Violation
 
 
@@ -17,7 +19,7 @@ class _Table:
     whole: bool = False
     snapshot_lsn: Lsn = Lsn(0)
     attempt: int = 0
-    # None where another life has begun: which version it goes on with, no line says.
+    # None for a table of which nothing has been said.
     columns: tuple[str, ...] | None = None
     places: set[tuple[int, int]] = field(default_factory=set)
     last: tuple[int, int] = (0, -1)
@@ -45,8 +47,6 @@ class Reader:
         for record in content:
             match record.kind:
                 case "life":
-                    for table in self.tables.values():
-                        table.columns = None
                     self._frame = None
                 case "begin" | "read" | "end":
                     self._copied(record, self.tables[record.tables[0]])
@@ -155,14 +155,31 @@ def check(
         if table.rows not in server.states_after(want, oid, left_at):
             _compare(oid, table, want)
     sent = [
-        step.number
+        step.number if isinstance(step, Message) else -step.lsn
         for transaction in server.wal
         if transaction.commit_lsn >= start
         for step in transaction.steps
-        if isinstance(step, Message)
+        if isinstance(step, Message | Told)
     ]
     if reader.messages != sent:
         raise Violation(f"the messages {reader.messages} are not {sent}")
+
+
+def check_versions(server: Server, store: Store) -> None:
+    """Check that a reader who takes over at the stored position finds the version of each table. Raises Violation."""
+    position = store.position
+    if position is None:
+        return
+    for oid, (phase, _) in store.tables.items():
+        # Of tables that are not published the event trigger says nothing.
+        unsaid = oid not in server.published or oid in server.left
+        if unsaid or phase is not Phase.READY or server.is_being_altered(oid, position):
+            continue
+        versions = store.versions.get(oid, {})
+        newest = max((lsn for lsn in versions if lsn <= position), default=None)
+        want = of_description(server.definition_at(oid, position).described())
+        if newest is None or versions[newest] != want:
+            raise Violation(f"a reader from {position} takes version {newest} of table {oid}, and it is {want}")
 
 
 def _compare(oid: int, table: _Table, want: list[int]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from pgrepl.catalog.definitions import DDL_PREFIX
 from pgrepl.catalog.tables import ColumnDescription, TableDescription
 from pgrepl.engine.relations import build
 from pgrepl.events import Table
@@ -51,7 +53,7 @@ class Definition(NamedTuple):
     def described(self) -> TableDescription:
         """What the catalog says of this version."""
         columns = tuple(
-            ColumnDescription(c.name, c.attnum, c.type_oid, -1, "int", c.attnum > 1, False, 1 if c.attnum == 1 else None)
+            ColumnDescription(c.name, c.attnum, c.type_oid, -1, "int", c.attnum > 1, False, 1 if c.attnum == 1 else None, False)
             for c in self.columns
         )
         return TableDescription(self.oid, "public", self.name, "r", "d", columns)
@@ -89,6 +91,31 @@ class Altered(NamedTuple):
     rewrites: bool
 
 
+class Told(NamedTuple):
+    """The event trigger's message about the version before it; ``lsn`` is where it ends."""
+
+    table: int
+    definition: Definition
+    lsn: Lsn
+
+    @property
+    def content(self) -> bytes:
+        """What the message says, as far as it is read."""
+        columns = [
+            {"attname": c.name, "attnum": c.attnum, "atttypid": c.type_oid, "atttypmod": -1, "attnotnull": c.attnum == 1}
+            for c in self.definition.columns
+        ]
+        return json.dumps(
+            {
+                "oid": self.table,
+                "nspname": "public",
+                "relname": self.definition.name,
+                "identity": {"primary_key_attnums": [1]},
+                "columns": columns,
+            }
+        ).encode()
+
+
 class Created(NamedTuple):
     """A table is created, and published with the transaction's commit."""
 
@@ -110,7 +137,7 @@ class Message(NamedTuple):
     lsn: Lsn
 
 
-Step: TypeAlias = Row | Truncated | Altered | Created | Dropped | Message
+Step: TypeAlias = Row | Truncated | Altered | Told | Created | Dropped | Message
 
 
 class Transaction(NamedTuple):
@@ -171,6 +198,7 @@ class Habits:
     create: float
     message: float
     lazy_commit: float
+    trigger: bool
 
 
 class Server:
@@ -197,6 +225,8 @@ class Server:
         self.catalog: dict[int, Definition] = {}
         for oid in range(1, 6):
             self._version(Lsn(0), oid, Definition(oid, f"t{oid}", (Column("id", 1, INT8), Column("a", 2, INT4)), 3))
+        # Tables that have ever been out of the publication after they were in it.
+        self.left: set[int] = set()
         self._publications: list[tuple[Lsn, frozenset[int]]] = [(Lsn(0), frozenset({1, 2, 3}))]
 
     @property
@@ -257,7 +287,10 @@ class Server:
                 return
             if what < habits.message + habits.create + habits.ddl:
                 if self._is_free(table, session, exclusively=True):
-                    steps = [self._alter(definition)]
+                    steps = [altered := self._alter(definition)]
+                    if habits.trigger and table in self._seen_published(own):
+                        self._advance()
+                        steps.append(Told(table, altered.definition, Lsn(self.end + 8)))
             elif what < habits.message + habits.create + habits.ddl + habits.truncate:
                 also = dice.choice(visible)
                 tables = sorted({table, also} if also in self.catalog and dice.random() < 0.3 else {table})
@@ -343,6 +376,7 @@ class Server:
                     self._version(commit_lsn, table, None)
                     published = published - {table}
         if published != self.published:
+            self.left |= self.published - published
             self._publications.append((commit_lsn, published))
         if self._dice.random() >= self._habits.lazy_commit:
             self.flushed = self.end
@@ -356,6 +390,7 @@ class Server:
         elif len(self.published) > 2:
             removed = self._dice.choice(sorted(self.published))
             tables = self.published - {removed}
+            self.left.add(removed)
         else:
             return None
         self._publications.append((self._advance(), tables))
@@ -363,9 +398,19 @@ class Server:
         return removed
 
     def end_writing(self) -> None:
-        """Let all writers go home; what they had begun is rolled back."""
+        """Let all writers go home; what they had begun is rolled back. The server goes on to write now and then."""
         self._open.clear()
+        self.end += 0x1000
         self.flushed = self.end
+
+    def is_being_altered(self, table: int, position: Lsn) -> bool:
+        """Whether the event trigger's message about a version lies before a position, and the commit does not."""
+        return any(
+            isinstance(step, Told) and step.table == table and step.lsn <= position
+            for transaction in self.wal
+            if transaction.commit_lsn >= position
+            for step in transaction.steps
+        ) or any(transaction.holds(table) for transaction in self._open.values())
 
     # Slots and snapshots.
 
@@ -514,6 +559,8 @@ class Server:
                     told = [definition for definition in tables if definition.oid in published]
                     oids = tuple(definition.oid for definition in told)
                     found = [*self._told(told, sent), messages.Truncate(oids, False, False)]
+                case Told(_, _, lsn):
+                    start, found = lsn, [messages.Message(True, lsn, DDL_PREFIX, step.content)]
                 case Message(number, lsn):
                     found = [messages.Message(True, lsn, "app", b"%d" % number)]
                 case Altered():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from pgrepl import events
+from pgrepl.catalog.definitions import DDL_PREFIX, Definition, of_description
+from pgrepl.catalog.tables import TableDescription
 from pgrepl.engine.core import Phase
 from pgrepl.events import Event
 from pgrepl.lsn import Lsn
-from pgrepl.stores import Identity, StoredState, StoredTable
+from pgrepl.events import Table
+from pgrepl.stores import Identity, StoredState, StoredTable, told
 from tests.engine.simulation.violation import Violation
 
 IDENTITY = Identity("7000000000000000001", 1, "supabase_etl_apply_1", "app")
@@ -66,9 +70,10 @@ def _record(event: Event) -> Record:
             return Record("row", (table.oid,), _number(row), (transaction.commit_lsn, seq), _shown(table, row))
         case events.Truncate(tables, _, _, transaction, _, seq):
             return Record("truncate", tuple(table.oid for table in tables), 0, (transaction.commit_lsn, seq))
-        case events.Message(_, content, transaction, _, seq):
+        case events.Message(prefix, content, transaction, start_lsn, seq):
             assert transaction is not None and seq is not None
-            return Record("message", (), int(content), (transaction.commit_lsn, seq))
+            number = -start_lsn if prefix == DDL_PREFIX else int(content)
+            return Record("message", (), number, (transaction.commit_lsn, seq))
         case events.Begin(transaction):
             return Record("open", (), 0, (transaction.commit_lsn, -1))
         case events.Commit(transaction, _, rows):
@@ -102,6 +107,9 @@ class Store:
     tables: dict[int, tuple[Phase, Lsn | None]] = field(default_factory=dict)
     position: Lsn | None = None
     copies: dict[int, int] = field(default_factory=dict)
+    # What the output was told of each table, and the versions of each by the LSN of their message.
+    told: dict[int, str] = field(default_factory=dict)
+    versions: dict[int, dict[Lsn, Definition]] = field(default_factory=dict)
     # The first position that was ever stored.
     start: Lsn | None = None
     away: bool = False
@@ -109,7 +117,9 @@ class Store:
     def load(self) -> StoredState:
         """Give what a new process finds."""
         tables = {oid: StoredTable(phase.value, lsn) for oid, (phase, lsn) in self.tables.items()}
-        return StoredState(IDENTITY if self.position is not None else None, self.position, tables, dict(self.copies))
+        identity = IDENTITY if self.position is not None else None
+        versions = {oid: told.from_json(oid, json.loads(text)) for oid, text in self.told.items()}
+        return StoredState(identity, self.position, tables, dict(self.copies), versions)
 
     def copying(self, tables: Collection[int]) -> None:
         """Store that tables are being copied, each once more than before."""
@@ -122,8 +132,9 @@ class Store:
         for oid in tables:
             self.tables[oid] = (Phase.READY, None)
 
-    def moves(self, position: Lsn) -> None:
-        """Store the position."""
+    def moves(self, position: Lsn, versions: Collection[Table] = ()) -> None:
+        """Store the position, and what the output has been told of before it."""
+        self.told.update({table.oid: json.dumps(told.to_json(table)) for table in versions})
         self.position = max(position, self.position or position)
         self.start = self.start if self.start is not None else position
 
@@ -131,6 +142,23 @@ class Store:
         """Remove tables; how often they were copied stays known."""
         for oid in tables:
             self.tables.pop(oid, None)
+            self.told.pop(oid, None)
+            self.versions.pop(oid, None)
+
+    def schema(self, described: TableDescription) -> None:
+        """Store the version of a table that it is copied with, and forget all others."""
+        self.versions[described.oid] = {Lsn(0): of_description(described)}
+
+    def version(self, definition: Definition, lsn: Lsn) -> None:
+        """Store the version that a message tells of."""
+        self.versions.setdefault(definition.oid, {})[lsn] = definition
+
+    def prune(self, position: Lsn) -> None:
+        """Remove versions older than the newest before a position."""
+        for versions in self.versions.values():
+            newest = max((lsn for lsn in versions if lsn <= position), default=Lsn(0))
+            for lsn in [lsn for lsn in versions if lsn < newest]:
+                del versions[lsn]
 
 
 @dataclass
