@@ -20,6 +20,8 @@ from tests.servers.database import Database, fresh_database
 from tests.servers.pool import KNOWN, SUPPORTED, ServerPool, present
 from tests.servers.server import Server
 
+_OURS = ("PGREPL_REQUIRE_SERVERS", "PGREPL_TORTURE_FACTOR")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -34,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"no PostgreSQL {_list(missing)} here; tests/servers/install.py installs 15 and 17")
     # What the developer's shell says about servers is not what is tested.
     for name in list(os.environ):
-        if name.startswith(("PG", "PGSENSE__")) and name != "PGREPL_REQUIRE_SERVERS":
+        if name.startswith(("PG", "PGSENSE__")) and name not in _OURS:
             del os.environ[name]
     # So that finalizers run, and servers stop, when the run is terminated.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -14,7 +14,7 @@ class Proxy:
     """Pass connections on to a server's socket.
 
     ``pieces`` is the longest piece in which the server's bytes are passed on; ``cut_after`` ends every connection
-    after so many bytes of the server's.
+    after so many bytes of the server's. ``cuts`` counts the connections that were cut one by one.
     """
 
     def __init__(self, socket_path: str, *, pieces: int = 65536, cut_after: int | None = None, seed: int = 0) -> None:
@@ -25,6 +25,11 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._stopping = False
+        self.cuts = 0
+        self._lock = threading.Lock()
+        self._left: int | None = None
+        self._victims: set[socket.socket] = set()
+        self._clients: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -34,6 +39,18 @@ class Proxy:
         for thread in list(self._threads):
             thread.join()
         self._listener.close()
+
+    def cut_one(self, after: int) -> None:
+        """Cut one connection, the one that is to carry the last of so many more bytes of the server's."""
+        with self._lock:
+            self._left = after
+
+    def cut_any(self) -> bool:
+        """Cut one connection, whichever it is, where it stands; False when there is none."""
+        with self._lock:
+            if self._clients:
+                self._victims.add(self._dice.choice(self._clients))
+            return bool(self._clients)
 
     def _accept(self) -> None:
         while not self._stopping:
@@ -47,25 +64,54 @@ class Proxy:
 
     def _pass_on(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX)
+        with self._lock:
+            self._clients.append(client)
+        try:
+            with client, server, contextlib.suppress(OSError):
+                server.connect(self._target)
+                self._carry(client, server)
+        finally:
+            with self._lock:
+                self._clients.remove(client)
+                self._victims.discard(client)
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
         passed = 0
-        with client, server, contextlib.suppress(OSError):
-            server.connect(self._target)
-            while not self._stopping:
-                ready, _, _ = select.select([client, server], [], [], 0.05)
-                if client in ready:
-                    data = client.recv(65536)
-                    if not data:
-                        return
-                    server.sendall(data)
-                if server in ready:
-                    data = server.recv(self._dice.randint(1, self._pieces))
-                    if not data:
-                        return
-                    if self.cut_after is not None and passed + len(data) > self.cut_after:
-                        client.sendall(data[: self.cut_after - passed])
-                        return
-                    passed += len(data)
-                    client.sendall(data)
+        while not self._stopping:
+            with self._lock:
+                if client in self._victims:
+                    self.cuts += 1
+                    return
+            ready, _, _ = select.select([client, server], [], [], 0.05)
+            if client in ready:
+                data = client.recv(65536)
+                if not data:
+                    return
+                server.sendall(data)
+            if server in ready:
+                data = server.recv(self._dice.randint(1, self._pieces))
+                if not data:
+                    return
+                if self.cut_after is not None and passed + len(data) > self.cut_after:
+                    client.sendall(data[: self.cut_after - passed])
+                    return
+                passed += len(data)
+                rest = self._before_cut(len(data))
+                client.sendall(data[:rest])
+                if rest < len(data):
+                    return
+
+    def _before_cut(self, size: int) -> int:
+        """Give how many of these bytes may pass."""
+        with self._lock:
+            if self._left is None:
+                return size
+            if self._left >= size:
+                self._left -= size
+                return size
+            allowed, self._left = self._left, None
+            self.cuts += 1
+            return allowed
 
 
 @contextlib.contextmanager

@@ -205,13 +205,16 @@ class Applier:
 
     # Copies.
 
-    def copied(self) -> None:
-        """Take in what copies have to tell."""
+    def copied(self, seconds: float) -> None:
+        """Take in what copies have to tell, for so long at the most, and one write: there is always more of it."""
+        end = time.monotonic() + seconds
         while (news := self._inbox.take()) is not None:
             self._news(news)
             self._done()
             if self._output.full:
                 self._output.write()
+            if time.monotonic() >= end:
+                return
 
     def _news(self, news: copying.News) -> None:
         # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.

@@ -30,24 +30,34 @@ class Connections:
 
     def __init__(self, run: Run, resources: ExitStack) -> None:
         self._run = run
-        self._resources = resources
+        self._open = ExitStack()
+        resources.callback(self.close)
         self.admin = self.open()
         self.wal_sender_timeout = 0.0
 
     def open(self) -> psycopg.Connection:
         """Open an ordinary connection."""
         connection = sql_connection.connect(self._run.target, "pgrepl tail")
-        self._resources.callback(connection.close)
+        self._open.callback(connection.close)
         return connection
 
+    def before_close(self, callback: Callable[[], None]) -> None:
+        """Call something before the connections are closed that are open now."""
+        self._open.callback(callback)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._open.close()
+
     def open_admin(self) -> None:
-        """Open ``admin`` anew."""
+        """Open ``admin`` anew, and close what else is still open."""
+        self.close()
         self.admin = self.open()
 
     def walsender(self, slot: str) -> Walsender:
         """Open a replication connection."""
         walsender = Walsender.open(self._run.target, f"pgrepl tail ({slot})")
-        self._resources.callback(walsender.close)
+        self._open.callback(walsender.close)
         # Asked now: after the slot's creation the next command ends the export of its snapshot.
         self.wal_sender_timeout = walsender.wal_sender_timeout()
         return walsender

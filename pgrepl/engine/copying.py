@@ -124,6 +124,11 @@ class Inbox:
                 self._room.notify_all()
             return news
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no news."""
+        return not self._news
+
     def close(self) -> None:
         """Let go of whoever waits."""
         with self._room:
@@ -341,6 +346,9 @@ class _Job:
                     lines, size, count = [], 0, 0
                 if self._stopping.is_set():
                     return False
+                if oid in self._broken:
+                    # Another worker has given the table up.
+                    break
         except SnapshotUnusable as unusable:
             self._break(oid, Lost((oid,), self._number, str(unusable)))
             return True

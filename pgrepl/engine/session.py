@@ -35,6 +35,7 @@ _START_AGAIN = (
 )
 _STEP = 0.2
 _HOLDER_PATIENCE = 5.0
+_SLICE = 0.05
 
 
 class Session:
@@ -60,7 +61,7 @@ class Session:
         if options.snapshot != "never":
             preflight.check_readable(connections.admin, tables)
         self._run.check_end()
-        inbox = Inbox(self._nudge)
+        self._inbox = inbox = Inbox(self._nudge)
         copier = Copier(
             self._run.target, options.publications, options.selection, options.jobs, self._run.output.format, inbox
         )
@@ -127,26 +128,40 @@ class Session:
         else:
             self._start_receiving(walsender)
         self._run.delay = FIRST_RETRY
+        slice_ = _SLICE
         while True:
             if only and not self._core.copying:
                 raise End("snapshot")
             self._applier.end_between()
-            payloads = self._receive()
-            self._applier.copied()
-            if payloads is not None:
-                self._applier.payloads(payloads)
+            self._read(slice_)
+            began = time.monotonic()
+            self._applier.copied(_SLICE)
+            # However long a slow reader makes the rows of a copy take, the stream gets as much time: the server keeps
+            # the WAL that has not been read.
+            slice_ = max(_SLICE, time.monotonic() - began)
             self._applier.settle()
+
+    def _read(self, seconds: float) -> None:
+        """Take what has come from the server, for so long at the most."""
+        end = time.monotonic() + seconds
+        patience = self._patience()
+        while (payloads := self._receive(patience)) is not None:
+            self._applier.payloads(payloads)
+            if time.monotonic() >= end:
+                return
+            patience = 0.0
 
     def _start_receiving(self, walsender: Walsender) -> None:
         guard = self._connections.open()
         self._start_replication(walsender)
         self._receiver = Receiver(
             walsender,
-            self._core.resume_position(),
+            # Not where the stream is read from: the output may be ahead of the store.
+            self._core.stored,
             wal_sender_timeout=self._connections.wal_sender_timeout,
             guard=guard.pgconn,
         )
-        self._resources.callback(self._receiver.close)
+        self._connections.before_close(self._receiver.close)
         self._receiver.start()
         if self._options.until is not None:
             self._receiver.ask_for_keepalives()
@@ -171,9 +186,9 @@ class Session:
                     raise
             self._run.pause(_STEP)
 
-    def _receive(self) -> list[bytes] | None:
+    def _receive(self, patience: float) -> list[bytes] | None:
         if self._receiver is None:
-            self._run.pause(_STEP / 10)
+            self._run.pause(min(patience, _STEP / 10))
             return None
         if self._run.spool.full:
             if self._applier.in_progress:
@@ -181,13 +196,15 @@ class Session:
                 raise StreamingOff("the spool is full, and transactions that are going on are in it")
             # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive.
             self._receiver.check()
-            time.sleep(_STEP / 4)
+            time.sleep(min(patience, _STEP / 4))
             return None
-        payloads = self._receiver.batch(self._patience())
+        payloads = self._receiver.batch(patience)
         self._run.progress.received = self._receiver.received
         return payloads
 
     def _patience(self) -> float:
+        if not self._inbox.is_empty:
+            return 0.0
         if self._run.deadline is None:
             return _STEP
         return max(0.0, min(_STEP, self._run.deadline - time.monotonic()))
@@ -236,6 +253,8 @@ class Session:
             if self._core.copying:
                 raise StartAgain(one_line(error))
             raise self._slot_gone(error, _START_AGAIN) from None
+        # It may be another connection than the stream's, which holds the slot then.
+        self._connections.close()
         self._observer.warning(f"{one_line(error)}; connecting again")
         while True:
             self._pause_writing(self._run.next_delay())
@@ -268,10 +287,11 @@ class Session:
         output = self._run.output
         while time.monotonic() < end:
             self._run.check_end()
-            self._applier.copied()
+            self._applier.copied(_SLICE)
             output.write()
             output.tick()
-            time.sleep(_STEP / 4)
+            if self._inbox.is_empty:
+                time.sleep(_STEP / 4)
 
     def _check_same(self, facts: Server) -> None:
         """Make sure that what answers now is the server, and the slot, that the connection was lost to."""

@@ -75,7 +75,11 @@ class Receiver:
     def confirm(self, position: Lsn) -> None:
         """Say that everything before ``position`` is durable; it never goes back."""
         if position > self._confirmed:
+            news = self._confirmed == self._sent
             self._confirmed = position
+            if news:
+                # It may be waiting for bytes, for as long as nothing was to be reported.
+                self._wake()
 
     def nudge(self) -> None:
         """Make ``batch`` return early, for something else that the consumer has to see to."""

@@ -93,6 +93,11 @@ class PostgresStore:
     def _open(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = sql_connection.connect(self._target, "pgrepl state")
+            # What is confirmed to the slot rests on these commits: they survive a crash of the server, as the slot may.
+            self._connection.execute(
+                "SELECT set_config('synchronous_commit', 'on', false)"
+                " WHERE current_setting('synchronous_commit') = 'off'"
+            )
         return self._connection
 
     def close(self) -> None:

@@ -2,133 +2,143 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
-from tests.servers.database import Database
-from tests.tail.mirror import SCHEMA, Mirror, Writers
-from tests.tail.running import ROOT, Tail
+from tests.fault import workload
+from tests.servers.database import Database, fresh_database
+from tests.tail.mirror import Writers
+from tests.tail.running import Tail
 
-KILLS = int(os.environ.get("PGREPL_TORTURE_KILLS", "25"))
-
-
-def _prepare(database: Database) -> None:
-    database.psql(SCHEMA)
-    subprocess.run(
-        [sys.executable, "-m", "pgrepl", "migrations", "apply", "-d", database.dsn()],
-        check=True,
-        capture_output=True,
-        cwd=ROOT,
-    )
+# Every so many kills another table comes into the publication, so that there is always something to copy.
+_NEW_TABLE_EVERY = 3
 
 
-def _alter(connection: psycopg.Connection, dice: random.Random, number: int) -> None:
-    """Change a table's definition in a way that leaves its rows as they are for the mirror."""
-    statement = dice.choice(
-        [
-            "ALTER TABLE plain ADD COLUMN c{n} int; ALTER TABLE plain DROP COLUMN c{n}",
-            "ALTER TABLE composite ALTER n SET STATISTICS 50",
-            "ALTER TABLE plain ALTER note TYPE varchar(100)",
-            "ALTER TABLE plain ALTER note TYPE text",
-        ]
-    ).format(n=number)
-    connection.execute("SET lock_timeout = '200ms'")
-    for part in statement.split(";"):
+class _Killer:
+    """Start a tail again and again, and kill it: at its start, in a copy, in the stream."""
+
+    def __init__(self, database: Database, seed: int) -> None:
+        self._database = database
+        self._dice = random.Random(seed)
+        self.bulk = ["bulk"]
+        self.hits: Counter[str] = Counter()
+
+    def run(self, kills: int, *arguments: str, has_more: Callable[[Tail], bool]) -> Iterator[Tail]:
+        """Kill a tail so many times, beside writers that end with the last one; gives each that was killed."""
+        writers = Writers(self._database, count=4, seed=self._dice.randrange(1000), pause=0.01)
         try:
-            connection.execute(part)
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-            return
-
-
-def _once(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out what an at-least-once output repeats: changes by their place, which a reader can tell as well."""
-    kept = []
-    places: set[tuple[str, int, str]] = set()
-    for line in lines:
-        if line["op"] == "snapshot_begin":
-            places = {place for place in places if place[2] != line["table"]}
-        if "commit_lsn" in line and line["op"] not in ("schema", "message"):
-            tables = ",".join(t["table"] for t in line.get("tables", [line]))
-            place = (line["commit_lsn"], line["seq"], tables)
-            if place in places:
-                continue
-            places.add(place)
-        kept.append(line)
-    return kept
-
-
-@pytest.mark.parametrize("version", [16, 18])
-def test_a_file_holds_every_change_once(version: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    server = request.getfixturevalue(f"server{version}")
-    from tests.servers.database import fresh_database
-
-    dice = random.Random(version)
-    output = tmp_path / "changes.jsonl"
-    with fresh_database(server) as database:
-        _prepare(database)
-        writers = Writers(database, count=4, seed=version)
-        arguments = ["mirrored", "--store", "postgres", "-o", str(output), "--fsync-interval", "100ms", "-q"]
-        try:
-            with database.connect() as connection:
-                for number in range(KILLS):
-                    with Tail(*arguments, dsn=database.dsn()) as tail:
-                        time.sleep(dice.uniform(0.3, 1.2))
+            with self._database.connect() as connection:
+                for number in range(kills):
+                    if number % _NEW_TABLE_EVERY == _NEW_TABLE_EVERY - 1:
+                        self.bulk.append(f"bulk_{number}")
+                        workload.add_table(connection, self.bulk[-1])
+                    with Tail(*arguments, dsn=self._database.dsn()) as tail:
+                        self._wait_for_a_moment(number, connection, tail, has_more)
                         assert tail.running, tail.finish().stderr
-                        _alter(connection, dice, number)
+                        self.hits[self._doing(connection)] += 1
                         # Leaving the block is kill -9.
-                writers.stop()
-                connection.execute("INSERT INTO marker VALUES (1)")
-            finished = Tail(*arguments, "--until-lsn", "now", dsn=database.dsn())
-            with finished as tail:
-                ended = tail.finish(120)
-            assert ended.code == 0, ended.stderr
+                    yield tail
+                    workload.disturb(connection, self._dice, self.bulk)
         finally:
             writers.stop()
-        lines = [json.loads(line) for line in output.read_text().splitlines()]
-        assert any(line.get("table") == "marker" and line["op"] in ("insert", "read") for line in lines)
-        changes = Counter(
-            (line["commit_lsn"], line["seq"])
-            for line in lines
-            if line["op"] in ("insert", "update", "delete", "truncate")
+
+    def _wait_for_a_moment(
+        self, number: int, connection: psycopg.Connection, tail: Tail, has_more: Callable[[Tail], bool]
+    ) -> None:
+        if number % 5 == 0:
+            time.sleep(self._dice.uniform(0, 0.5))
+            return
+        if number % 5 in (1, 3):
+            workload.wait(lambda: self._doing(connection) == "stream", "the stream", of=tail)
+            workload.wait(lambda: has_more(tail), "output", of=tail)
+            time.sleep(self._dice.uniform(0, 0.3))
+        else:
+            workload.wait(lambda: self._doing(connection) != "start", "the start", of=tail)
+            time.sleep(self._dice.uniform(0, 0.15))
+
+    def _doing(self, connection: psycopg.Connection) -> str:
+        active = connection.execute(
+            "SELECT 1 FROM pg_replication_slots WHERE database = %s AND active AND NOT temporary", [self._database.name]
         )
-        twice = [place for place, count in changes.items() if count > 1]
-        assert not twice, f"{len(twice)} changes twice, {twice[:3]}"
-        mirror = Mirror().apply(lines)
-        mirror.must_equal(database)
-        with database.connect() as connection:
-            left = connection.execute("SELECT slot_name FROM pg_replication_slots WHERE database = %s", [database.name])
-            assert len(left.fetchall()) == 1
+        copying = "SELECT 1 FROM etl.replication_state WHERE is_current AND state <> 'ready'"
+        if active.fetchone() is None:
+            return "start"
+        return "copy" if connection.execute(copying).fetchone() else "stream"
+
+
+def _slots(database: Database) -> list[str]:
+    with database.connect() as connection:
+        query = "SELECT slot_name FROM pg_replication_slots WHERE database = %s"
+        return [name for (name,) in connection.execute(query, [database.name])]
+
+
+def _must_have_hit_everything(hits: Counter[str], kills: int) -> None:
+    assert sum(hits.values()) == kills
+    if kills >= 20:
+        assert all(hits[moment] >= kills / 10 for moment in ("start", "copy", "stream")), hits
+
+
+@pytest.mark.parametrize(("version", "kills"), [(18, 60), (16, 15)])
+def test_a_file_holds_every_change_once(
+    version: int, kills: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    kills = workload.times(kills)
+    output = tmp_path / "changes.jsonl"
+    arguments = ["mirrored", "--store", "postgres", "-o", str(output), "--fsync-interval", "100ms"]
+
+    def size() -> int:
+        return output.stat().st_size if output.exists() else 0
+
+    with fresh_database(request.getfixturevalue(f"server{version}")) as database:
+        workload.prepare(database)
+        killer = _Killer(database, seed=version)
+        # A start cuts the file before it writes on, which is no less a sign of life.
+        seen = 0
+
+        def has_more(_: Tail) -> bool:
+            return size() != seen
+
+        for _ in killer.run(kills, *arguments, has_more=has_more):
+            seen = size()
+        with Tail(*arguments, "--until-lsn", "now", dsn=database.dsn()) as tail:
+            ended = tail.finish(120)
+        assert ended.code == 0, ended.stderr
+        events = workload.parse(output.read_bytes().splitlines(keepends=True))
+        workload.must_hold_each_once(events)
+        workload.must_equal(events, database, killer.bulk)
+        _must_have_hit_everything(killer.hits, kills)
+        if kills >= 20:
+            copies = workload.attempts(events)
+            assert sum(copies.values()) - len(copies) >= kills / 10, copies
+        wait_for_one_slot(database)
 
 
 def test_a_pipe_misses_nothing(database18: Database) -> None:
-    dice = random.Random(5)
-    _prepare(database18)
-    writers = Writers(database18, count=4, seed=77)
+    kills = workload.times(60)
+    workload.prepare(database18)
+    killer = _Killer(database18, seed=5)
+    arguments = ["mirrored", "--store", "postgres"]
     lines: list[bytes] = []
-    arguments = ["mirrored", "--store", "postgres", "-q"]
-    try:
-        for _ in range(KILLS):
-            with Tail(*arguments, dsn=database18.dsn()) as tail:
-                time.sleep(dice.uniform(0.3, 1.0))
-                assert tail.running, tail.finish().stderr
-            # A line that was cut by the kill is no line.
-            lines += [line for line in tail.lines if line.endswith(b"\n")]
-        writers.stop()
-        with Tail(*arguments, "--until-lsn", "now", dsn=database18.dsn()) as tail:
-            ended = tail.finish(120)
-        assert ended.code == 0, ended.stderr
+    for tail in killer.run(kills, *arguments, has_more=lambda tail: bool(tail.lines)):
         lines += tail.lines
-    finally:
-        writers.stop()
-    mirror = Mirror().apply(_once([json.loads(line) for line in lines]))
-    mirror.must_equal(database18)
+    with Tail(*arguments, "--until-lsn", "now", dsn=database18.dsn()) as tail:
+        ended = tail.finish(120)
+    assert ended.code == 0, ended.stderr
+    events = workload.parse(lines + tail.lines)
+    only_once = workload.once(events)
+    workload.must_equal(only_once, database18, killer.bulk)
+    _must_have_hit_everything(killer.hits, kills)
+    if kills >= 20:
+        assert len(only_once) < len(events), "no kill came between a change and its stored position"
+    wait_for_one_slot(database18)
+
+
+def wait_for_one_slot(database: Database) -> None:
+    """Wait until the server has noticed that the copies are gone, of which the temporary slots were."""
+    workload.wait(lambda: len(_slots(database)) == 1, "the end of the copies' slots")

@@ -144,10 +144,17 @@ def _text(value: object) -> str:
 
 
 class Writers:
-    """Sessions that insert, update, delete, change keys, truncate and roll back until they are stopped."""
+    """Sessions that insert, update, delete, change keys, truncate and roll back until they are stopped.
 
-    def __init__(self, database: Database, count: int = 8, seed: int = 1) -> None:
+    They rest for ``pause`` seconds after each transaction. With ``reconnect`` they live through crashes of the server.
+    """
+
+    def __init__(
+        self, database: Database, count: int = 8, seed: int = 1, *, pause: float = 0.0, reconnect: bool = False
+    ) -> None:
         self._database = database
+        self._pause = pause
+        self._reconnect = reconnect
         self._stop = threading.Event()
         self.transactions = 0
         self.kinds: Counter[str] = Counter()
@@ -166,14 +173,18 @@ class Writers:
 
     def _write(self, seed: int) -> None:
         dice = random.Random(seed)
-        try:
-            with self._database.connect() as connection:
-                # They do get into each other's way, and the default of a second would make that all they do.
-                connection.execute("SET deadlock_timeout = '20ms'")
-                while not self._stop.is_set():
-                    self._transaction(connection, dice)
-        except BaseException as error:
-            self.failures.append(error)
+        while not self._stop.is_set():
+            try:
+                with self._database.connect() as connection:
+                    # They do get into each other's way, and the default of a second would make that all they do.
+                    connection.execute("SET deadlock_timeout = '20ms'")
+                    while not self._stop.wait(self._pause):
+                        self._transaction(connection, dice)
+            except BaseException as error:
+                if not (self._reconnect and isinstance(error, psycopg.OperationalError)):
+                    self.failures.append(error)
+                    return
+                self._stop.wait(0.1)
 
     def _transaction(self, connection: psycopg.Connection, dice: random.Random) -> None:
         # A row that is locked while another session moves it to another partition cannot be waited for.

@@ -75,6 +75,8 @@ class Tail:
         self.pipe: IO[bytes] = self._process.stdout
         """The reading end of stdout, for who has said ``read=False``; it may be closed."""
         self._arrived = threading.Condition()
+        self._reads = threading.Event()
+        self._reads.set()
         self._stdout: list[bytes] = []
         self._stderr: list[bytes] = []
         self._reading = [threading.Thread(target=self._read, args=(self._process.stderr, self._stderr), daemon=True)]
@@ -89,6 +91,7 @@ class Tail:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        self._reads.set()
         for thread in self._reading:
             thread.join()
         for pipe in (self._process.stdout, self._process.stderr):
@@ -105,6 +108,14 @@ class Tail:
         """Whether it has not ended yet."""
         return self._process.poll() is None
 
+    def hold(self) -> None:
+        """Read no more of stdout, but for the line that comes next."""
+        self._reads.clear()
+
+    def go_on(self) -> None:
+        """Read stdout again after ``hold``."""
+        self._reads.set()
+
     def read_on(self) -> None:
         """Begin to read stdout."""
         thread = threading.Thread(target=self._read, args=(self.pipe, self._stdout), daemon=True)
@@ -114,6 +125,8 @@ class Tail:
 
     def _read(self, pipe: IO[bytes], lines: list[bytes]) -> None:
         for line in pipe:
+            if pipe is self.pipe:
+                self._reads.wait()
             with self._arrived:
                 lines.append(line)
                 self._arrived.notify_all()
