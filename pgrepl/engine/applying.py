@@ -32,6 +32,7 @@ from pgrepl.engine.routing import Router
 from pgrepl.engine.run import End, Reason, Run, StartAgain
 from pgrepl.engine.starting import Beginning
 from pgrepl.engine.streamed import StreamedTransactions
+from pgrepl.engine.versions import Versions
 from pgrepl.events import Event
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
@@ -83,10 +84,17 @@ class Applier:
             lambda relation, transaction: relations.resolve(connections.admin, relation, transaction.xid),
             printed=self.publishing.wants,
             known=beginning.known,
-            told=beginning.told,
             appeared=self.publishing.appeared,
         )
-        self._router = Router(core, run.output, run.spool, frames=run.options.transactions, printed=self._row_printed)
+        self._versions = Versions(beginning.told)
+        self._router = Router(
+            core,
+            run.output,
+            run.spool,
+            self._versions,
+            frames=run.options.transactions,
+            printed=self._row_printed,
+        )
         self._done()
 
     def begin_copies(self, beginning: Beginning) -> None:
@@ -224,7 +232,8 @@ class Applier:
                 if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
-                self._changes.knows(table, snapshot_lsn)
+                self._changes.knows(table)
+                self._versions.copied(table, snapshot_lsn)
                 self.perform(self._core.copy_begins(table.oid, number, snapshot_lsn))
                 if self._until is not None:
                     self._until = max(self._until, snapshot_lsn)
@@ -327,13 +336,13 @@ class Applier:
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):
-                    told = self._changes.told(position)
+                    told = self._versions.told(position)
                     in_store(run, lambda t=tables, p=position, v=told: store.ready(t, p, v))  # type: ignore[misc]
                     self.perform(self._core.stored_at(position))
                 case StoreCaughtUp(tables):
                     in_store(run, lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
                 case StorePosition(position):
-                    told = self._changes.told(position)
+                    told = self._versions.told(position)
                     in_store(run, lambda p=position, v=told: store.position(p, v))  # type: ignore[misc]
                     self.perform(self._core.stored_at(position))
                 case Confirm(position):
@@ -342,10 +351,7 @@ class Applier:
     def _hand_over(self, tables: tuple[int, ...]) -> None:
         """Print what was spooled of tables whose copy is done, and make it durable."""
         for table in tables:
-            for line in self._run.spool.lines(table):
-                self._output.add(line)
-                if self._output.full:
-                    self._output.write()
+            self._router.hand_over(table)
         self._output.boundary(self._core.done)
         self._output.sync()
         for table in tables:

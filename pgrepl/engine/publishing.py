@@ -3,6 +3,55 @@
 from __future__ import annotations
 
 import time
+
+import psycopg
+
+from pgrepl.catalog import server
+from pgrepl.catalog.publications import PublishedTable
+from pgrepl.engine import preflight
+from pgrepl.engine.connections import Connections
+from pgrepl.engine.core import Action, Core, Phase, TableState
+from pgrepl.engine.run import Run
+from pgrepl.events import Table
+from pgrepl.lsn import Lsn
+
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '100ms'"
+_LOCKED_PAUSE = 1.0
+
+
+class Publishing:
+    """Follow what the publications have; ``removed`` are tables that were missing when it was read at that LSN."""
+
+    def __init__(self, run: Run, connections: Connections, core: Core, removed: dict[int, Lsn]) -> None:
+        self._run = run
+        self._options = run.options
+        self._connections = connections
+        self._core = core
+        for oid, read_at in removed.items():
+            core.table_left(oid, read_at)
+        self._next_refresh = 0.0
+        self._not_before = 0.0
+
+    def wants(self, table: Table) -> bool:
+        """Say whether a table is read; those of the state are, under whatever name, new ones are judged by theirs."""
+        return table.oid in self._core.tables or self._options.selection.wants(table)
+
+    def appeared(self, table: Table) -> None:
+        """Take note of a table that the stream tells of for the first time."""
+        if table.oid in self._core.tables:
+            return
+        if self._options.snapshot == "never":
+            self._core.tables[table.oid] = TableState(Phase.READY)
+            return
+        # It may be the partition of a table that is known, of which the server tells as well.
+        self._run.refresh = True
+
+    def is_due(self) -> bool:
+        """Say whether it is time to read the publications again."""
+        now = time.monotonic()
+        if self._options.refresh is not None and now >= self._next_refresh:
+            self._run.refresh = self._run.refresh or self._next_refresh > 0
+            self._next_refresh = now + self._options.refresh
         return self._run.refresh and not self._core.in_transaction and now >= self._not_before
 
     def refresh(self) -> tuple[list[Action], list[PublishedTable]]:

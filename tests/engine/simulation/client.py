@@ -38,6 +38,7 @@ from pgrepl.engine.linespool import LineSpool
 from pgrepl.engine.output import Output
 from pgrepl.engine.relations import build
 from pgrepl.engine.routing import Router
+from pgrepl.engine.versions import Versions
 from pgrepl.errors import OperationError, PositionError
 from pgrepl.events import Table, Transaction
 from pgrepl.lsn import Lsn
@@ -57,6 +58,7 @@ class Parts:
     core: Callable[..., Core] = Core
     changes: Callable[..., Changes] = Changes
     router: Callable[..., Router] = Router
+    versions: Callable[..., Versions] = Versions
     client: Callable[..., Client] | None = None
 
 
@@ -220,7 +222,7 @@ class Client:
         for oid in states.keys() - set(published):
             self._world.away[oid] = read_at
             self._core.table_left(oid, read_at)
-        yield from self._begin_copies()
+        yield from self._perform(self._core.copies_due())
         return True
 
     def _make(
@@ -237,10 +239,16 @@ class Client:
             idle_bytes=self._world.idle_bytes,
         )
         self._changes = self._parts.changes(
-            self._resolve, printed=lambda table: True, known=known, told=told, appeared=self._appeared
+            self._resolve, printed=lambda table: True, known=known, appeared=self._appeared
         )
+        self._versions = self._parts.versions(told)
         self._router = self._parts.router(
-            self._core, self._output, self._spool, frames=self._world.frames, printed=lambda event: None
+            self._core,
+            self._output,
+            self._spool,
+            self._versions,
+            frames=self._world.frames,
+            printed=lambda event: None,
         )
         self._done()
 
@@ -317,12 +325,6 @@ class Client:
         for oid in self._world.away.keys() & published:
             self._world.noticed[oid] = self._world.away.pop(oid)
         yield from self._perform(self._core.tables_now(published, read_at))
-        yield from self._begin_copies()
-
-    def _begin_copies(self) -> Steps:
-        for oid, state in self._core.tables.items():
-            if state.phase is Phase.INIT and oid in self._server.catalog:
-                self._changes.compares(self._server.catalog[oid].table())
         yield from self._perform(self._core.copies_due())
 
     def _close(self) -> Steps:
@@ -375,7 +377,7 @@ class Client:
                     yield from self._hand_over(tables)
                 case StoreReady(tables, position):
 
-                    told = self._changes.told(position)
+                    told = self._versions.told(position)
 
                     def ready(
                         tables: tuple[int, ...] = tables, position: Lsn = position, told: list[Table] = told
@@ -388,7 +390,7 @@ class Client:
                 case StoreCaughtUp(tables):
                     yield from self._stored(lambda tables=tables: store.ready(tables))  # type: ignore[misc]
                 case StorePosition(position):
-                    told = self._changes.told(position)
+                    told = self._versions.told(position)
                     yield from self._stored(lambda p=position, t=told: store.moves(p, t))  # type: ignore[misc]
                     yield from self._perform(core.stored_at(position))
                 case Confirm(position):
@@ -399,8 +401,7 @@ class Client:
 
     def _hand_over(self, tables: tuple[int, ...]) -> Steps:
         for oid in tables:
-            for line in self._spool.lines(oid):
-                self._output.add(line)
+            self._router.hand_over(oid)
         self._output.boundary(self._core.done)
         yield from self._sync()
         for oid in tables:
@@ -417,7 +418,8 @@ class Client:
             case Begins(table, number, snapshot_lsn):
                 if core.is_copying(table.oid, number):
                     attempt = self._copies[table.oid] = self._copies.get(table.oid, 0) + 1
-                    self._changes.knows(table, snapshot_lsn)
+                    self._changes.knows(table)
+                    self._versions.copied(table, snapshot_lsn)
                     yield from self._perform(core.copy_begins(table.oid, number, snapshot_lsn))
                     yield from self._stored(lambda: self._schema(table))
                     self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
