@@ -228,7 +228,7 @@ class Applier:
         # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.
         streaming = self._persistent or self._check_stream()
         match news:
-            case copying.Begins(table, number, snapshot_lsn):
+            case copying.Begins(table, definition, number, snapshot_lsn):
                 if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
@@ -237,7 +237,7 @@ class Applier:
                 self.perform(self._core.copy_begins(table.oid, number, snapshot_lsn))
                 if self._until is not None:
                     self._until = max(self._until, snapshot_lsn)
-                in_store(self._run, lambda: self._run.store.schema(table))
+                in_store(self._run, lambda: self._run.store.schema(definition))
                 self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
             case copying.Rows(oid, number, lines, count):
                 if self._core.is_copying(oid, number):

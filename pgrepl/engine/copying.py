@@ -19,9 +19,11 @@ import psycopg
 
 from pgrepl import connection as sql_connection
 from pgrepl import events
+from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.connection import is_lost, one_line
 from pgrepl.conninfo import ConnectionTarget
+from pgrepl.engine.relations import Described
 from pgrepl.engine.selection import Selection
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
 from pgrepl.engine.units import Unit
@@ -39,6 +41,7 @@ class Begins:
     """The rows of a table follow, read with this version of it from a snapshot at ``snapshot_lsn``."""
 
     table: Table
+    definition: Definition
     number: int
     snapshot_lsn: Lsn
 
@@ -144,7 +147,7 @@ class Prepared:
     snapshot_lsn: Lsn
     workers: list[Snapshot]
     tables: list[PublishedTable]
-    known: dict[int, Table]
+    known: dict[int, Described]
     resources: ExitStack
 
 
@@ -185,7 +188,7 @@ class Copier:
         resources = ExitStack()
         workers: list[Snapshot] = []
         tables: list[PublishedTable] = []
-        known: dict[int, Table] = {}
+        known: dict[int, Described] = {}
         reason: SnapshotUnusable | None = None
         try:
             for number in range(self._jobs):
@@ -323,14 +326,14 @@ class _Job:
                 self._begun.add(oid)
                 if first:
                     # Under the lock, so that no other worker's rows of the table come before it.
-                    self._put(Begins(self._prepared.known[oid], self._number, self._prepared.snapshot_lsn))
+                    self._put(Begins(*self._prepared.known[oid], self._number, self._prepared.snapshot_lsn))
             if not self._unit(worker, unit):
                 return
 
     def _unit(self, worker: Snapshot, unit: Unit) -> bool:
         """Copy a unit; False when the worker can do no more."""
         oid = unit.table.oid
-        table, lsn = self._prepared.known[oid], self._prepared.snapshot_lsn
+        table, lsn = self._prepared.known[oid].table, self._prepared.snapshot_lsn
         lines: list[bytes] = []
         size = count = total = 0
         try:

@@ -64,7 +64,7 @@ class Snapshot:
         with _locked_out():
             return publications.published_tables(self._connection, names)
 
-    def describe(self, tables: Sequence[PublishedTable]) -> dict[int, Table]:
+    def describe(self, tables: Sequence[PublishedTable]) -> dict[int, Described]:
         """Build the versions of the tables that rows are read with."""
         with _locked_out():
             return relations.published(self._connection, tables)

@@ -241,17 +241,13 @@ class PostgresStore:
                 [Jsonb({str(table.oid): to_json(table) for table in told}), self._id],
             )
 
-    def schema(self, table: Table) -> None:
+    def schema(self, definition: Definition) -> None:
         """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
-        connection = self._open()
-        described = describe(connection, [table.oid]).get(table.oid)
-        if described is None:
-            return
-        with connection.transaction():
+        with self._open().transaction():
             self._execute(
-                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, table.oid]
+                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, definition.oid]
             )
-            self._store_version(of_description(described), Lsn(0))
+            self._store_version(definition, Lsn(0))
 
     def version(self, definition: Definition, lsn: Lsn) -> None:
         """Store what a message of the event trigger says about a table; one that comes again replaces itself."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pgrepl import events
-from pgrepl.catalog.definitions import DDL_PREFIX, of_message
+from pgrepl.catalog.definitions import DDL_PREFIX, of_description, of_message
 from pgrepl.engine import resume
 from pgrepl.engine.changes import Changes
 from pgrepl.engine.copying import Begins, Ends, Failed, Gone, Lost, News, Rows
@@ -322,10 +322,11 @@ class Client:
         read_at = Lsn(self._server.end)
         for oid in self._core.tables.keys() - published:
             self._world.away.setdefault(oid, read_at)
-        for oid in self._world.away.keys() & published:
-            self._world.noticed[oid] = self._world.away.pop(oid)
+        back = {oid: self._world.away.pop(oid) for oid in self._world.away.keys() & published}
         yield from self._perform(self._core.tables_now(published, read_at))
         yield from self._perform(self._core.copies_due())
+        # From here on it is stored.
+        self._world.noticed.update(back)
 
     def _close(self) -> Steps:
         """End in order, also in the middle of a transaction."""
@@ -415,13 +416,13 @@ class Client:
     def _news(self, news: News) -> Steps:
         core = self._core
         match news:
-            case Begins(table, number, snapshot_lsn):
+            case Begins(table, definition, number, snapshot_lsn):
                 if core.is_copying(table.oid, number):
                     attempt = self._copies[table.oid] = self._copies.get(table.oid, 0) + 1
                     self._changes.knows(table)
                     self._versions.copied(table, snapshot_lsn)
                     yield from self._perform(core.copy_begins(table.oid, number, snapshot_lsn))
-                    yield from self._stored(lambda: self._schema(table))
+                    yield from self._stored(lambda: self._store.schema(definition))
                     self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
             case Rows(oid, number, lines, _):
                 if core.is_copying(oid, number):
@@ -440,11 +441,6 @@ class Client:
                 if core.is_copying(oid, number):
                     yield from self._stored(lambda: self._errored(oid))
                     yield from self._perform(core.copy_failed(oid, number))
-
-    def _schema(self, table: Table) -> None:
-        now = self._server.catalog.get(table.oid)
-        if now is not None:
-            self._store.schema(now.described())
 
     def _errored(self, oid: int) -> None:
         self._store.tables[oid] = (Phase.ERRORED, None)
@@ -512,7 +508,8 @@ class Client:
                     self._inbox.append(Failed(oid, number, OperationError("it cannot be copied")))
                     continue
                 left[oid] = iter(server.read(oid, point))
-                self._inbox.append(Begins(tables[oid], number, point))
+                definition = of_description(prepared.definitions[oid].described())
+                self._inbox.append(Begins(tables[oid], definition, number, point))
                 continue
             oid = dice.choice(list(left))
             row = next(left[oid], None)

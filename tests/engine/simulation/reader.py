@@ -21,6 +21,8 @@ class _Table:
     attempt: int = 0
     # None for a table of which nothing has been said.
     columns: tuple[str, ...] | None = None
+    # Whether another life may tell again what was told after the stored position and before that of the sidecar.
+    may_repeat: bool = False
     places: set[tuple[int, int]] = field(default_factory=set)
     last: tuple[int, int] = (0, -1)
 
@@ -38,7 +40,6 @@ class Reader:
         }
         self.tables: defaultdict[int, _Table] = defaultdict(_Table)
         self.messages: list[int] = []
-        self._schemas: set[Record] = set()
         self._frame: Record | None = None
         self._in_frame = 0
 
@@ -48,6 +49,8 @@ class Reader:
             match record.kind:
                 case "life":
                     self._frame = None
+                    for table in self.tables.values():
+                        table.may_repeat = True
                 case "begin" | "read" | "end":
                     self._copied(record, self.tables[record.tables[0]])
                 case "open" | "close":
@@ -55,12 +58,14 @@ class Reader:
                 case "message":
                     self._message(record)
                 case "schema":
-                    if record in self._schemas and self._exactly_once:
-                        raise Violation(f"{record} was printed twice")
-                    self._schemas.add(record)
-                    self.tables[record.tables[0]].columns = record.columns
+                    self._told(record, self.tables[record.tables[0]])
                 case _:
                     self._changed(record)
+
+    def _told(self, record: Record, table: _Table) -> None:
+        if self._exactly_once and record.columns == table.columns and not table.may_repeat:
+            raise Violation(f"{record} tells nothing new")
+        table.columns, table.may_repeat = record.columns, False
 
     def _copied(self, record: Record, table: _Table) -> None:
         match record.kind:

@@ -42,8 +42,8 @@ class Definition(NamedTuple):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The columns as rows show them."""
-        return tuple(column.shown for column in self.columns)
+        """The name and the columns as rows show them."""
+        return (self.name, *(column.shown for column in self.columns))
 
     def relation(self) -> messages.Relation:
         """The Relation message of this version."""

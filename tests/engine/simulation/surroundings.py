@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from pgrepl import events
-from pgrepl.catalog.definitions import DDL_PREFIX, Definition, of_description
+from pgrepl.catalog.definitions import DDL_PREFIX, Definition
 from pgrepl.catalog.tables import TableDescription
 from pgrepl.engine.core import Phase
 from pgrepl.events import Event
@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
     ``place`` is (commit_lsn, seq) of what belongs to a transaction, for begin and read the LSN of the snapshot.
     ``number`` is that of the row or message, the attempt of a copy, or how many rows a frame has. ``columns`` is the
-    version as the line shows it. A ``life`` is no line: it says that another process writes from here on.
+    version as the line shows it, after the table's name. A ``life`` is no line: it says that another process writes from here on.
     """
 
     kind: Kind
@@ -83,7 +83,7 @@ def _record(event: Event) -> Record:
 
 
 def _columns(table: events.Table) -> tuple[str, ...]:
-    return tuple(f"{column.name}:{column.type_oid}" for column in table.columns)
+    return (table.name, *(f"{column.name}:{column.type_oid}" for column in table.columns))
 
 
 def _number(row: tuple[object, ...]) -> int:
@@ -95,7 +95,7 @@ def _shown(table: events.Table, row: tuple[object, ...]) -> tuple[str, ...]:
     """The version that a row is shown in. Raises Violation when its values are of another one."""
     columns = _columns(table)
     values = tuple(value.decode() for value in row[1:] if isinstance(value, bytes))
-    if values != columns[1:]:
+    if values != columns[2:]:
         raise Violation(f"a row of table {table.oid} with {values} is shown as one of {columns}")
     return columns
 
@@ -145,9 +145,9 @@ class Store:
             self.told.pop(oid, None)
             self.versions.pop(oid, None)
 
-    def schema(self, described: TableDescription) -> None:
+    def schema(self, definition: Definition) -> None:
         """Store the version of a table that it is copied with, and forget all others."""
-        self.versions[described.oid] = {Lsn(0): of_description(described)}
+        self.versions[definition.oid] = {Lsn(0): definition}
 
     def version(self, definition: Definition, lsn: Lsn) -> None:
         """Store the version that a message tells of."""
