@@ -170,7 +170,7 @@ class Start:
             {table.oid: TableState(phase) for table in published},
             published if copy else (),
             prepared,
-            prepared.known if prepared else {},
+            {oid: described.table for oid, described in prepared.known.items()} if prepared else {},
         )
 
     def _prepare(self, slot: CreatedSlot, before: list[PublishedTable]) -> Prepared:
