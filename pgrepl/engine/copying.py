@@ -1,7 +1,7 @@
 """Copies beside the stream: workers on one snapshot, whose rows come to the apply loop as finished lines.
 
-Nothing here decides anything. What happens is put into an inbox, bounded in bytes, that the apply loop empties; a
-worker waits while it is full.
+Nothing here decides anything. What happens carries the number of its copy, which the core gave, and is put into an
+inbox, bounded in bytes, that the apply loop empties; a worker waits while it is full.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,9 +19,12 @@ import psycopg
 
 from pgrepl import connection as sql_connection
 from pgrepl import events
+from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.connection import is_lost, one_line
 from pgrepl.conninfo import ConnectionTarget
+from pgrepl.engine.lockwatch import LockWatch
+from pgrepl.engine.relations import Described
 from pgrepl.engine.selection import Selection
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
 from pgrepl.engine.units import Unit
@@ -39,15 +42,17 @@ class Begins:
     """The rows of a table follow, read with this version of it from a snapshot at ``snapshot_lsn``."""
 
     table: Table
+    definition: Definition
+    number: int
     snapshot_lsn: Lsn
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished lines of a table, as they were at ``snapshot_lsn``."""
+    """Finished lines of a table."""
 
     oid: int
-    snapshot_lsn: Lsn
+    number: int
     lines: bytes
     count: int
 
@@ -57,6 +62,7 @@ class Ends:
     """All rows of a table have come."""
 
     table: Table
+    number: int
     snapshot_lsn: Lsn
     rows: int
 
@@ -66,6 +72,7 @@ class Lost:
     """Copies broke off and have to begin anew with another snapshot."""
 
     oids: tuple[int, ...]
+    number: int
     reason: str
 
 
@@ -74,6 +81,7 @@ class Gone:
     """Tables are not in the publication any more."""
 
     oids: tuple[int, ...]
+    number: int
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Failed:
     """A table cannot be copied."""
 
     oid: int
+    number: int
     error: PgreplError
 
 
@@ -97,16 +106,27 @@ class Inbox:
         self._bytes = 0
         self._closed = False
 
-    def put(self, news: News) -> None:
-        """Hand over news; waits while the inbox is full. Raises SnapshotUnusable when nobody listens any more."""
+    def put(self, news: News, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Hand over news; rows wait while the inbox is full, and are not put in when they are not wanted any more.
+
+        Raises SnapshotUnusable when nobody listens any more.
+        """
         with self._room:
-            self._room.wait_for(lambda: self._bytes < INBOX_BYTES or self._closed)
+            if isinstance(news, Rows):
+                self._room.wait_for(lambda: self._bytes < INBOX_BYTES or self._closed or not wanted())
             if self._closed:
                 raise SnapshotUnusable("the run has ended")
+            if not wanted():
+                return
             self._news.append(news)
             if isinstance(news, Rows):
                 self._bytes += len(news.lines)
         self._wake()
+
+    def ask_again(self) -> None:
+        """Let those who wait look again whether their rows are wanted."""
+        with self._room:
+            self._room.notify_all()
 
     def take(self) -> News | None:
         """Take the next news, if there is any."""
@@ -139,12 +159,16 @@ class Prepared:
     snapshot_lsn: Lsn
     workers: list[Snapshot]
     tables: list[PublishedTable]
-    known: dict[int, Table]
+    known: dict[int, Described]
     resources: ExitStack
 
 
 class Copier:
-    """Copy tables out of snapshots, each set of tables by ``jobs`` workers on one snapshot."""
+    """Copy tables out of snapshots, each set of tables by ``jobs`` workers on one snapshot.
+
+    ``warn`` is told who waits for the locks of a copy; a table that makes somebody wait for ``yield_after`` seconds is
+    let go, and copied again.
+    """
 
     def __init__(
         self,
@@ -154,6 +178,9 @@ class Copier:
         jobs: int,
         encode: Callable[[Event], bytes],
         inbox: Inbox,
+        *,
+        yield_after: float | None,
+        warn: Callable[[str], None],
     ) -> None:
         self._target = target
         self._publications = publications
@@ -161,6 +188,9 @@ class Copier:
         self._jobs = jobs
         self._encode = encode
         self._inbox = inbox
+        self._yield_after = yield_after
+        self._warn = warn
+        self._snapshots: set[Snapshot] = set()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
@@ -180,13 +210,15 @@ class Copier:
         resources = ExitStack()
         workers: list[Snapshot] = []
         tables: list[PublishedTable] = []
-        known: dict[int, Table] = {}
+        known: dict[int, Described] = {}
         reason: SnapshotUnusable | None = None
         try:
             for number in range(self._jobs):
                 connection = sql_connection.connect(self._target, "pgrepl tail", row_security=False)
                 resources.callback(connection.close)
                 snapshot = Snapshot(connection, snapshot_name)
+                self._snapshots.add(snapshot)
+                resources.callback(self._snapshots.discard, snapshot)
                 if number == 0:
                     published = self._selection.of(snapshot.published(self._publications), self._publications)
                     if before is not None and [_identity(t) for t in published] != [_identity(t) for t in before]:
@@ -207,17 +239,21 @@ class Copier:
         return Prepared(snapshot_lsn, workers, tables, known, resources)
 
     def run(self, prepared: Prepared) -> None:
-        """Copy the tables of a prepared snapshot, in threads of its own."""
-        self._spawn(lambda: self._copy(prepared))
+        """Copy the tables of a prepared snapshot, in threads of its own: the copy of a fresh start, number 0."""
+        self._spawn(lambda: self._copy(prepared, 0))
 
-    def copy(self, oids: tuple[int, ...]) -> None:
+    def copy(self, oids: tuple[int, ...], number: int) -> None:
         """Make a temporary slot for its snapshot and copy tables out of it, in threads of its own."""
-        self._spawn(lambda: self._late(oids))
+        self._spawn(lambda: self._late(oids, number))
 
     def stop(self) -> None:
         """End all copies where they stand."""
         self._stopping.set()
         self._inbox.close()
+        for snapshot in tuple(self._snapshots):
+            # It may have ended by itself meanwhile.
+            with suppress(psycopg.Error):
+                snapshot.cancel()
         for thread in self._threads:
             thread.join(10)
 
@@ -227,7 +263,7 @@ class Copier:
         self._threads.append(thread)
         thread.start()
 
-    def _late(self, oids: tuple[int, ...]) -> None:
+    def _late(self, oids: tuple[int, ...], number: int) -> None:
         try:
             name = f"pgrepl_copy_{os.getpid()}_{secrets.token_hex(4)}"
             walsender = Walsender.open(self._target, f"pgrepl tail ({name})")
@@ -240,13 +276,13 @@ class Copier:
                 walsender.close()
             gone = tuple(set(oids) - {table.oid for table in prepared.tables})
             if gone:
-                self._inbox.put(Gone(gone))
-            self._copy(prepared)
+                self._inbox.put(Gone(gone, number))
+            self._copy(prepared, number)
         except (SnapshotUnusable, ConnectError, psycopg.OperationalError) as error:
-            self._report(Lost(oids, one_line(error)))
+            self._report(Lost(oids, number, one_line(error)))
         except PgreplError as error:
             for oid in oids:
-                self._report(Failed(oid, error))
+                self._report(Failed(oid, number, error))
 
     def _waiting(self, _seconds: float) -> None:
         if self._stopping.is_set():
@@ -256,22 +292,33 @@ class Copier:
         if not self._stopping.is_set():
             self._inbox.put(news)
 
-    def _copy(self, prepared: Prepared) -> None:
+    def _copy(self, prepared: Prepared, number: int) -> None:
         with prepared.resources:
             try:
-                job = _Job(prepared, self._encode, self._inbox, self._stopping)
-                job.run()
+                job = _Job(prepared, number, self._encode, self._inbox, self._stopping)
+                with LockWatch(self._target, job, self._yield_after, self._warn):
+                    job.run()
             except SnapshotUnusable as unusable:
-                self._report(Lost(tuple(table.oid for table in prepared.tables), str(unusable)))
+                self._report(Lost(tuple(table.oid for table in prepared.tables), number, str(unusable)))
 
 
 class _Job:
-    """The copy of some tables out of one snapshot."""
+    """The copy of some tables out of one snapshot.
+
+    ``let_go`` may be called from another thread: workers then hold only the locks of tables that are still to be
+    copied, once they have done with the unit they are at.
+    """
 
     def __init__(
-        self, prepared: Prepared, encode: Callable[[Event], bytes], inbox: Inbox, stopping: threading.Event
+        self,
+        prepared: Prepared,
+        number: int,
+        encode: Callable[[Event], bytes],
+        inbox: Inbox,
+        stopping: threading.Event,
     ) -> None:
         self._prepared = prepared
+        self._number = number
         self._encode = encode
         self._inbox = inbox
         self._stopping = stopping
@@ -282,6 +329,11 @@ class _Job:
         self._broken: set[int] = set()
         self._begun: set[int] = set()
         self._queue = deque(unit for table in prepared.tables for unit in units[table.oid])
+        # What each worker is at; one that has no more to do is not there.
+        self._at: dict[Snapshot, int | None] = dict.fromkeys(prepared.workers)
+        # How often something was let go.
+        self._let_go = 0
+        self._reason = "the connections that held the snapshot were lost"
 
     def run(self) -> None:
         """Work until all units are done."""
@@ -295,13 +347,63 @@ class _Job:
         for thread in others:
             thread.join()
         # A worker that lost its connection leaves its share to the others; what none could do begins anew.
-        left = tuple(oid for oid, count in self._left.items() if count and oid not in self._broken)
+        left = tuple(self.unfinished)
         if left and not self._stopping.is_set():
-            self._inbox.put(Lost(left, "the connections that held the snapshot were lost"))
+            self._inbox.put(Lost(left, self._number, self._reason))
+
+    @property
+    def pids(self) -> list[int]:
+        """The backends that hold the locks."""
+        with self._lock:
+            return [worker.pid for worker in self._at]
+
+    @property
+    def unfinished(self) -> set[int]:
+        """The tables that are still to be copied."""
+        return {oid for oid, count in self._left.items() if count and oid not in self._broken}
+
+    @property
+    def current(self) -> set[int]:
+        """The tables that are being read."""
+        with self._lock:
+            return {oid for oid in self._at.values() if oid is not None}
+
+    def let_go(self, tables: Collection[int], reason: str) -> None:
+        """Hold no lock on tables any more; the copy of one that is not done begins anew, for that reason."""
+        cut_short = self.unfinished & set(tables)
+        for oid in cut_short:
+            self._break(oid, Lost((oid,), self._number, reason))
+        with self._lock:
+            self._let_go += 1
+            reading = [worker for worker, oid in self._at.items() if oid in cut_short]
+        self._inbox.ask_again()
+        for worker in reading:
+            with suppress(psycopg.Error):
+                worker.cancel()
 
     def _work(self, worker: Snapshot) -> None:
+        try:
+            self._units(worker)
+        except psycopg.Error as error:
+            self._reason = one_line(error)
+        except SnapshotUnusable as unusable:
+            self._reason = str(unusable)
+        finally:
+            with self._lock:
+                del self._at[worker]
+            # Its locks are in nobody's way any more.
+            worker.close()
+
+    def _units(self, worker: Snapshot) -> None:
+        let_go: int | None = 0
         while not self._stopping.is_set():
             with self._lock:
+                last, let_go = let_go, self._let_go
+            if last != let_go:
+                unfinished = self.unfinished
+                worker.hold_only([table for table in self._prepared.tables if table.oid in unfinished])
+            with self._lock:
+                self._at[worker] = None
                 if not self._queue:
                     return
                 unit = self._queue.popleft()
@@ -310,52 +412,56 @@ class _Job:
                     continue
                 first = oid not in self._begun
                 self._begun.add(oid)
+                self._at[worker] = oid
                 if first:
                     # Under the lock, so that no other worker's rows of the table come before it.
-                    self._put(Begins(self._prepared.known[oid], self._prepared.snapshot_lsn))
+                    self._inbox.put(Begins(*self._prepared.known[oid], self._number, self._prepared.snapshot_lsn))
             if not self._unit(worker, unit):
-                return
+                # The transaction is spoilt, but for its snapshot.
+                let_go = None
 
     def _unit(self, worker: Snapshot, unit: Unit) -> bool:
-        """Copy a unit; False when the worker can do no more."""
+        """Copy a unit; False when it came to no good end."""
         oid = unit.table.oid
-        table, lsn = self._prepared.known[oid], self._prepared.snapshot_lsn
+        table, lsn = self._prepared.known[oid].table, self._prepared.snapshot_lsn
         lines: list[bytes] = []
         size = count = total = 0
+
+        def wanted() -> bool:
+            return oid not in self._broken
+
         try:
-            for rows in worker.read(unit):
-                if self._stopping.is_set():
-                    return False
-                if oid in self._broken:
-                    # Another worker has given the table up. A COPY that is broken off would spoil the transaction.
-                    continue
-                for row in rows:
-                    line = self._encode(events.Read(table, row, lsn))
-                    lines.append(line)
-                    size += len(line)
-                count += len(rows)
-                if size >= _CHUNK_BYTES:
-                    self._put(Rows(oid, lsn, b"".join(lines), count))
-                    total += count
-                    lines, size, count = [], 0, 0
-        except SnapshotUnusable as unusable:
-            self._break(oid, Lost((oid,), str(unusable)))
-            return True
+            with closing(worker.read(unit)) as blocks:
+                for rows in blocks:
+                    for row in rows:
+                        line = self._encode(events.Read(table, row, lsn))
+                        lines.append(line)
+                        size += len(line)
+                    count += len(rows)
+                    if size >= _CHUNK_BYTES:
+                        self._inbox.put(Rows(oid, self._number, b"".join(lines), count), wanted)
+                        total += count
+                        lines, size, count = [], 0, 0
+                    if self._stopping.is_set() or not wanted():
+                        return False
+        except (SnapshotUnusable, psycopg.errors.QueryCanceled) as unusable:
+            self._break(oid, Lost((oid,), self._number, one_line(unusable)))
+            return False
         except psycopg.Error as error:
             if is_lost(error):
-                self._break(oid, Lost((oid,), one_line(error)))
-                return False
-            # The transaction is spoilt, and so is the worker; the others go on with the other tables.
-            self._break(oid, Failed(oid, sql_connection.server_error(error, f"cannot copy {table.qualified}")))
+                self._break(oid, Lost((oid,), self._number, one_line(error)))
+            else:
+                failure = sql_connection.server_error(error, f"cannot copy {table.qualified}")
+                self._break(oid, Failed(oid, self._number, failure))
             return False
         if count:
-            self._put(Rows(oid, lsn, b"".join(lines), count))
+            self._inbox.put(Rows(oid, self._number, b"".join(lines), count), wanted)
         with self._lock:
             self._left[oid] -= 1
             self._counts[oid] += total + count
             ended = self._left[oid] == 0 and oid not in self._broken
         if ended:
-            self._put(Ends(table, lsn, self._counts[oid]))
+            self._inbox.put(Ends(table, self._number, lsn, self._counts[oid]))
         return True
 
     def _break(self, oid: int, news: Lost | Failed) -> None:
@@ -364,10 +470,7 @@ class _Job:
                 return
             self._broken.add(oid)
         if not self._stopping.is_set():
-            self._put(news)
-
-    def _put(self, news: News) -> None:
-        self._inbox.put(news)
+            self._inbox.put(news)
 
 
 def _identity(table: PublishedTable) -> tuple[object, ...]:

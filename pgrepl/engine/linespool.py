@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from pgrepl.engine.patience import Patience, at_once
 from pgrepl.engine.spool import Spool, default_directory
 from pgrepl.lsn import Lsn
 
@@ -15,13 +17,14 @@ DEFAULT_LIMIT = 10 << 30
 class LineSpool:
     """Keep lines by table, in order, each with the position of its transaction.
 
-    Raises OperationError when the disk is full or fails.
+    Raises OutputError when the disk is full or fails, and ``patiently`` does not get over it.
     """
 
-    def __init__(self, directory: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
-        self._directory = directory or default_directory()
-        self._limit = limit
-        self._spool = Spool(self._directory, limit)
+    def __init__(
+        self, directory: Path | None = None, limit: int = DEFAULT_LIMIT, patiently: Patience = at_once
+    ) -> None:
+        self._make = partial(Spool, directory or default_directory(), limit, patiently=patiently)
+        self._spool = self._make()
 
     @property
     def used(self) -> int:
@@ -50,6 +53,10 @@ class LineSpool:
             else:
                 self._spool.drop_before(key, before)
 
+    def append_version(self, table: int, commit_lsn: Lsn, number: int) -> None:
+        """Keep the number of the version that the following lines are in."""
+        self._spool.append(table, b"", order=commit_lsn, start=number)
+
     def append_definition(self, table: int, commit_lsn: Lsn, lsn: Lsn, content: bytes) -> None:
         """Keep what a message of the event trigger, which ends at ``lsn``, says about a table."""
         self._spool.append(_definitions(table), content, order=commit_lsn, start=lsn)
@@ -59,15 +66,15 @@ class LineSpool:
         for entry in self._spool.take(_definitions(table)):
             yield Lsn(entry.start), entry.payload
 
-    def lines(self, table: int) -> Iterator[bytes]:
-        """Give the lines in order, and let go of them on the way."""
+    def entries(self, table: int) -> Iterator[tuple[int | None, bytes]]:
+        """Give the numbers of versions and the lines (with None) in order, and let go of them on the way."""
         for entry in self._spool.take(table):
-            yield entry.payload
+            yield (None if entry.payload else entry.start), entry.payload
 
     def clear(self) -> None:
         """Forget everything."""
         self._spool.close()
-        self._spool = Spool(self._directory, self._limit)
+        self._spool = self._make()
 
     def close(self) -> None:
         """Let go of everything, the files too."""

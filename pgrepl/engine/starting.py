@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pgrepl.catalog import server, slots
+from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.server import Server
 from pgrepl.catalog.slots import Slot
@@ -25,11 +24,9 @@ from pgrepl.errors import InputError, OperationError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import CreatedSlot, Walsender
+from pgrepl.sinks.file import FileSink
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.memory import MemoryStore
-
-_STEP = 0.2
-_HOLDER_PATIENCE = 5.0
 
 
 @dataclass
@@ -72,64 +69,76 @@ class Start:
         self._persistent = run.options.slot is not None
 
     def begin(self, facts: Server, tables: list[PublishedTable]) -> Beginning:
-        """Begin with what the publications have. Raises OperationError, PositionError and StartAgain."""
+        """Begin with what the publications have.
+
+        Raises InputError, OperationError, PositionError and StartAgain; nothing is made or stored before it is known
+        that state, slot and server fit together.
+        """
         name = self._options.slot or temporary_slot_name()
-        identity = Identity(
-            facts.system_identifier or "", facts.timeline or 0, name, ",".join(self._options.publications)
-        )
-        state = self._run.store.load() if self._persistent else StoredState()
-        how = self._resume(state, facts, identity)
+        again = self._again(tables)
+        walsender = self._connections.walsender(name)
+        identity = Identity(*walsender.identify(), name, ",".join(self._options.publications))
+        if not self._persistent:
+            return self._fresh(walsender, identity, tables)
+        slot = self._connections.free_slot(name, facts.database)
+        state = self._run.store.load()
+        how = self._resume(walsender, identity, slot, state)
+        in_memory = isinstance(self._run.store, MemoryStore)
         if how.how == "fresh":
-            if self._persistent and isinstance(self._run.store, MemoryStore):
+            if self._options.from_lsn is not None or (in_memory and not self._options.keep_slot):
                 raise OperationError(
                     f"slot {name} does not exist",
-                    hint=f"'pgrepl slots create {name} --publication …' makes it; without --slot none is needed",
+                    hint=f"'pgrepl slots create {name} --publication …' makes it, and so does --keep-slot"
+                    if in_memory
+                    else "without --from-lsn it is made, and every table copied",
                 )
-            return self._fresh(identity, tables)
+            return self._fresh(walsender, identity, tables)
+        if self._options.keep_slot and self._run.slot_name != name:
+            raise OperationError(
+                f"slot {name} is there already", hint="without --keep-slot it is read from where it stands"
+            )
         assert how.position is not None
-        position = how.position
-        if how.how == "take_over":
-            self._observer.notice(resume.taken_over(name, position))
-            in_store(self._run, lambda: self._run.store.begin(identity, position, ()))
-        return self._resumed(identity, position, state, tables)
+        if how.notice is not None:
+            self._observer.notice(how.notice)
+        stored = how.position if state.position is None else state.position
+        if state.position is None or (state.identity is not None and state.identity.timeline != identity.timeline):
+            in_store(self._run, lambda: self._run.store.begin(identity, stored, ()))
+        return self._resumed(walsender, identity, how.position, state, tables, again)
 
-    def _resume(self, state: StoredState, facts: Server, identity: Identity) -> resume.Resume:
-        if not self._persistent:
-            return resume.Resume("fresh", None)
-        admin = self._connections.admin
-        slot = self._find(identity.slot)
+    def _again(self, tables: list[PublishedTable]) -> set[int]:
+        """Find the tables that are to be copied again. Raises InputError for one that the run does not read."""
+        wanted = self._options.resnapshot
+        if wanted == "all":
+            return {table.oid for table in tables}
+        missing = wanted - {(table.schema, table.name) for table in tables}
+        if missing:
+            named = ", ".join(sorted(".".join(name) for name in missing))
+            there = ", ".join(table.qualified for table in tables[:5]) + (", …" if len(tables) > 5 else "")
+            raise InputError(f"--resnapshot names {named}, which this run does not read", hint=f"it reads {there}")
+        return {table.oid for table in tables if (table.schema, table.name) in wanted}
+
+    def _resume(self, walsender: Walsender, identity: Identity, slot: Slot | None, state: StoredState) -> resume.Resume:
+        moved = state.identity is not None and state.identity.timeline != identity.timeline
+        history = walsender.timeline_history(identity.timeline) if moved else {}
         found = None
         if slot is not None:
-            if slot.database != facts.database:
-                raise OperationError(
-                    f"the slot {slot.name} belongs to database {slot.database}", hint="connect to that database"
-                )
-            if slot.active:
-                # Before anything is stored: the tables' states are those of whoever reads it.
-                holder = f" by pid {slot.holder.pid} ({slot.holder.application_name})" if slot.holder else ""
-                raise OperationError(
-                    f"the slot {slot.name} is in use{holder}", hint="only one can read it: stop the other first"
-                )
-            found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.lost, slot.verdict.text if slot.lost else None)
-        wal_end, _ = server.wal_ends(admin)
-        return resume.decide(state, found, identity, wal_end, accept_slot_position=self._options.accept_slot_position)
+            found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.verdict.text if slot.lost else None)
+        sink, in_memory = self._run.sink, isinstance(self._run.store, MemoryStore)
+        return resume.decide(
+            state,
+            found,
+            resume.Here(identity, self._connections.wal_end(), history),
+            accept_slot_position=self._options.accept_slot_position,
+            from_lsn=self._options.from_lsn,
+            output=sink.holds_until() if isinstance(sink, FileSink) and not in_memory else None,
+        )
 
-    def _find(self, name: str) -> Slot | None:
-        """Find the slot; one that is in use is waited for, which may be by a run that has just died."""
-        give_up = time.monotonic() + _HOLDER_PATIENCE
-        while True:
-            slot = next((slot for slot in slots.all_of(self._connections.admin) if slot.name == name), None)
-            if slot is None or not slot.active or time.monotonic() >= give_up:
-                return slot
-            self._run.pause(_STEP)
-
-    def _fresh(self, identity: Identity, tables: list[PublishedTable]) -> Beginning:
+    def _fresh(self, walsender: Walsender, identity: Identity, tables: list[PublishedTable]) -> Beginning:
         """Make the slot and take the snapshot that it exports."""
         copy = self._options.snapshot != "never"
         if copy and self._run.slot_name is None and not self._observer.may_copy(tables):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         name = identity.slot
-        walsender = self._connections.walsender(name)
         slot = walsender.create_slot(
             name, temporary=not self._persistent, waiting=self._connections.building(walsender)
         )
@@ -152,6 +161,8 @@ class Start:
                 in_store(self._run, lambda table=table: store.schema(table))  # type: ignore[misc]
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
+        if self._options.keep_slot:
+            self._observer.notice(f"slot {name} is made and kept; --slot {name} reads on with it")
         return Beginning(
             identity,
             walsender,
@@ -159,7 +170,7 @@ class Start:
             {table.oid: TableState(phase) for table in published},
             published if copy else (),
             prepared,
-            prepared.known if prepared else {},
+            {oid: described.table for oid, described in prepared.known.items()} if prepared else {},
         )
 
     def _prepare(self, slot: CreatedSlot, before: list[PublishedTable]) -> Prepared:
@@ -168,31 +179,40 @@ class Start:
         return self._copier.prepare(slot.snapshot_name, slot.consistent_point, None, before)
 
     def _resumed(
-        self, identity: Identity, position: Lsn, state: StoredState, tables: list[PublishedTable]
+        self,
+        walsender: Walsender,
+        identity: Identity,
+        position: Lsn,
+        state: StoredState,
+        tables: list[PublishedTable],
+        again: set[int],
     ) -> Beginning:
-        """Go on from a stored position; what was being copied is copied again."""
+        """Go on from a position; what was being copied is copied again, and what is to be."""
         self._run.slot_name = identity.slot
         published = preflight.published_oids(self._connections.admin, self._options.publications)
         wanted = {table.oid for table in tables}
         left_out = (state.tables.keys() & published) - wanted
         self._refuse_to_pass_over({oid: state.tables[oid] for oid in left_out})
-        self._tell_errored({oid: state.tables[oid] for oid in state.tables.keys() & wanted}, tables)
+        self._tell_errored({oid: state.tables[oid] for oid in state.tables.keys() & wanted - again}, tables)
         states = {oid: _state(table) for oid, table in state.tables.items() if oid not in left_out}
         removed = states.keys() - published
         for oid in removed:
             if states[oid].phase is Phase.INIT:
                 # There is nothing left to copy.
                 states[oid] = TableState(Phase.ERRORED)
-        phase = Phase.READY if self._options.snapshot == "never" else Phase.INIT
         for table in tables:
-            states.setdefault(table.oid, TableState(phase))
+            if table.oid in again or table.oid not in states:
+                states[table.oid] = TableState(Phase.INIT)
+            if self._options.snapshot == "never" and states[table.oid].phase is Phase.INIT:
+                # Its state stays as it is stored, so that a later run copies it.
+                states[table.oid] = TableState(Phase.READY)
         read_at, _ = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
         if due and not self._observer.may_copy(due):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         return Beginning(
             identity,
-            self._connections.walsender(identity.slot),
+            walsender,
             position,
             states,
             due,

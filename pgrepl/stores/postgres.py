@@ -17,11 +17,10 @@ from psycopg.types.json import Jsonb
 
 from pgrepl import connection as sql_connection
 from pgrepl.catalog import etl_manifest, etl_types, server
-from pgrepl.catalog.definitions import Definition, of_description
+from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.etl_schema import TRACKER
-from pgrepl.catalog.tables import describe
 from pgrepl.conninfo import ConnectionTarget
-from pgrepl.errors import InputError, OperationError
+from pgrepl.errors import InputError, OperationError, PositionError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.names import apply_slot, signed_id, unsigned_id
@@ -272,17 +271,13 @@ class PostgresStore:
                 [Jsonb({str(table.oid): to_json(table) for table in told}), self._id],
             )
 
-    def schema(self, table: Table) -> None:
+    def schema(self, definition: Definition) -> None:
         """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
-        connection = self._open()
-        described = describe(connection, [table.oid]).get(table.oid)
-        if described is None:
-            return
-        with connection.transaction():
+        with self._open().transaction():
             self._execute(
-                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, table.oid]
+                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, definition.oid]
             )
-            self._store_version(of_description(described), Lsn(0))
+            self._store_version(definition, Lsn(0))
 
     def version(self, definition: Definition, lsn: Lsn) -> None:
         """Store what a message of the event trigger says about a table; one that comes again replaces itself."""
@@ -469,11 +464,17 @@ class PostgresStore:
             )
 
     def _move(self, position: Lsn) -> None:
-        self._execute(
+        moved = self._execute(
             f"UPDATE etl.{PIPELINES} SET position = greatest(position, %s::pg_lsn), updated_at = now()"  # noqa: S608
             " WHERE pipeline_id = %s",
             [str(position), self._id],
         )
+        if moved.rowcount != 1:
+            # A position that is not stored must never be confirmed.
+            raise PositionError(
+                f"the state of pipeline {unsigned_id(self._id)} is gone: it was reset meanwhile, or another server"
+                " answers at its address"
+            )
 
     def _store_version(self, table: Definition, snapshot: Lsn) -> None:
         row = self._execute(

@@ -10,7 +10,6 @@ import pytest
 
 from pgrepl import conninfo, migrations, names
 from pgrepl.catalog.publications import PublishedTable
-from pgrepl.engine.linespool import LineSpool
 from pgrepl.engine.pipeline import Options, Pipeline
 from pgrepl.engine.run import End
 from pgrepl.engine.snapshot import Snapshot
@@ -152,6 +151,11 @@ class _Lines:
     def write(self, data: bytes) -> None:
         self.data += data
 
+    can_go_back = False
+
+    def reopen(self) -> None:
+        pass
+
     def mark(self, written: int, position: Lsn) -> None:
         self._durable = position
 
@@ -187,8 +191,7 @@ def test_an_alter_table_beside_a_copy_is_stored_when_the_copy_is_handed_over(
     store = PostgresStore(target, ID)
     store.prepare()
     options = Options(("pub",), slot=names.apply_slot(ID), duration=60.0)
-    spool = LineSpool(tmp_path)
-    outcome = Pipeline(target, options, JsonLines(), sink, _Observer(sink), store=store, spool=spool).run()
+    outcome = Pipeline(target, options, JsonLines(), sink, _Observer(sink), store=store, spool_directory=tmp_path).run()
     assert outcome.reason == "stopped"
     assert altered
     with etl.connect() as connection:
