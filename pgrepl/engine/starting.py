@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
@@ -157,8 +158,8 @@ class Start:
         store = self._run.store
         in_store(self._run, lambda: store.begin(identity, slot.consistent_point, oids if copy else ()))
         if not copy:
-            for table in relations.published(self._connections.admin, published).values():
-                in_store(self._run, lambda table=table: store.schema(table))  # type: ignore[misc]
+            for described in relations.published(self._connections.admin, published).values():
+                in_store(self._run, partial(store.schema, described.definition))
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
         if self._options.keep_slot:
