@@ -95,30 +95,42 @@ def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectErro
     if mistake is not None:
         return InputError(f"the connection string of {target.origin} cannot be used: {mistake[1]}")
     # The multi-host preamble repeats the whole address list for each failure.
-    hint = None
-    for pattern, advice in _CONNECT_HINTS:
+    hint, state = None, error.sqlstate
+    for pattern, advice, known_state in _CONNECT_HINTS:
         if re.search(pattern, text):
-            hint = advice
+            # Of several hosts one may refuse for good while another is only away.
+            hint, state = advice, state or (None if _SEVERAL in text else known_state)
             break
-    return ConnectError(f"cannot connect ({target.origin}): {text}", hint=hint, sqlstate=error.sqlstate)
+    return ConnectError(f"cannot connect ({target.origin}): {text}", hint=hint, sqlstate=state)
 
 
 _MISTAKE = re.compile(
     'connection is bad: (invalid [^:]*value: ".*"|invalid value .*|invalid .* for connection option .*'
     "|invalid port number: .*|definition of service .* not found|could not match [0-9].*)"
 )
-_CONNECT_HINTS = [
-    ("password authentication failed", "check the user and the password; ~/.pgpass and PGPASSWORD are read too"),
-    ("no password supplied", "give the password in ~/.pgpass, PGPASSWORD or a service file"),
-    ("no pg_hba.conf entry", "the server's pg_hba.conf needs a line for this user, database and address"),
-    ("unsupported startup parameter", "this looks like a connection pooler: connect to the server itself"),
-    ("database .* does not exist", "name the database with dbname=… in the connection string"),
-    ("Name or service not known|could not translate host name", "check the host name"),
-    ("No route to host|Network is unreachable", "check the address; some providers' direct hosts have IPv6 only"),
-    ("Connection refused|No such file or directory", "is the server running, and does it listen there?"),
-    ("timeout expired|timed out|connection timeout", "is a firewall in between? connect_timeout=… waits longer"),
-    ("certificate|SSL|TLS", "check sslmode, sslrootcert and the server's certificate"),
-    ("too many clients|remaining connection slots", "the server has no connection free: raise max_connections"),
+_SEVERAL = "Multiple connection attempts failed"
+# libpq gives no SQLSTATE for a connection that was refused. The ones here are those that waiting does not cure.
+_CONNECT_HINTS: list[tuple[str, str, str | None]] = [
+    (
+        "password authentication failed",
+        "check the user and the password; ~/.pgpass and PGPASSWORD are read too",
+        "28P01",
+    ),
+    ("no password supplied", "give the password in ~/.pgpass, PGPASSWORD or a service file", "28P01"),
+    ("no pg_hba.conf entry", "the server's pg_hba.conf needs a line for this user, database and address", "28000"),
+    ("role .* does not exist|is not permitted to log in", "check the user: it must be a role with LOGIN", "28000"),
+    ("unsupported startup parameter", "this looks like a connection pooler: connect to the server itself", None),
+    ("database .* does not exist", "name the database with dbname=… in the connection string", "3D000"),
+    ("Name or service not known|could not translate host name", "check the host name", None),
+    ("No route to host|Network is unreachable", "check the address; some providers' direct hosts have IPv6 only", None),
+    ("Connection refused|No such file or directory", "is the server running, and does it listen there?", None),
+    ("timeout expired|timed out|connection timeout", "is a firewall in between? connect_timeout=… waits longer", None),
+    ("certificate|SSL|TLS", "check sslmode, sslrootcert and the server's certificate", None),
+    (
+        "too many clients|remaining connection slots",
+        "the server has no connection free: raise max_connections",
+        "53300",
+    ),
 ]
 
 
@@ -129,9 +141,7 @@ def is_lost(error: Exception) -> bool:
     """Tell whether an error means that the connection is gone or not to be had, which waiting may cure."""
     import psycopg
 
-    if isinstance(error, ConnectError):
-        return True
-    if not isinstance(error, psycopg.OperationalError):
+    if not isinstance(error, ConnectError | psycopg.OperationalError):
         return False
     return error.sqlstate is None or _LOST.fullmatch(error.sqlstate) is not None
 

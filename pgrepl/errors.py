@@ -5,6 +5,8 @@
     PgreplError
      +-- OperationError        the operation failed, or the server is not fit for it        (exit code 1)
      |    +-- ProtocolError    the server sent bytes that the protocol does not allow
+     |    +-- OutputError      a file could not be written or read; the same may work later
+     |         +-- SyncError   what was written since the last sync may not be on the disk
      +-- InputError            an option, a file or a connection string is wrong            (exit code 2)
      +-- ConnectError          no connection: unreachable, authentication, TLS, database    (exit code 3)
      +-- TimeLimitError        the time limit of the command ran out                        (exit code 4)
@@ -36,6 +38,14 @@ class OperationError(PgreplError):
 
 class ProtocolError(OperationError):
     """The server sent bytes that the replication protocol does not allow."""
+
+
+class OutputError(OperationError):
+    """A file of ours could not be written or read: a full disk, or one that fails; the same may be tried again."""
+
+
+class SyncError(OutputError):
+    """A sync failed: what was written since the last good one may be gone, and no later sync would say so."""
 
 
 class InputError(PgreplError):

@@ -10,6 +10,10 @@ _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", re.ASCII)
 _MAX = 0xFFFFFFFFFFFFFFFF
 
 
+WAL_ALIGNMENT = 8
+"""Every WAL record starts at a multiple of so many bytes."""
+
+
 class Lsn(int):
     """A position in the WAL, in bytes since its beginning; prints as ``0/16B3748``.
 

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 class Proxy:
     """Pass connections on to a server's socket.
 
-    ``pieces`` is the longest piece in which the server's bytes are passed on; ``cut_after`` ends every connection
-    after so many bytes of the server's. ``cuts`` counts the connections that were cut one by one.
+    ``target`` is the server's socket; another one is for connections to come. ``pieces`` is the longest piece in which
+    the server's bytes are passed on; ``cut_after`` ends every connection after so many bytes of the server's. ``cuts``
+    counts the connections that were cut one by one.
     """
 
     def __init__(self, socket_path: str, *, pieces: int = 65536, cut_after: int | None = None, seed: int = 0) -> None:
-        self._target = socket_path
+        self.target = socket_path
         self._pieces = pieces
         self.cut_after = cut_after
         self._dice = random.Random(seed)
@@ -45,6 +46,11 @@ class Proxy:
         with self._lock:
             self._left = after
 
+    def cut_all(self) -> None:
+        """Cut the connections of now where they stand."""
+        with self._lock:
+            self._victims.update(self._clients)
+
     def cut_any(self) -> bool:
         """Cut one connection, whichever it is, where it stands; False when there is none."""
         with self._lock:
@@ -68,7 +74,7 @@ class Proxy:
             self._clients.append(client)
         try:
             with client, server, contextlib.suppress(OSError):
-                server.connect(self._target)
+                server.connect(self.target)
                 self._carry(client, server)
         finally:
             with self._lock:

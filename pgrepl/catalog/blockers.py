@@ -1,7 +1,8 @@
-"""Who makes a backend wait."""
+"""Who makes a backend wait, and whom a backend makes wait."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import psycopg
@@ -48,6 +49,56 @@ SELECT NULL, p.gid, p.owner, NULL, NULL, extract(epoch FROM clock_timestamp() - 
 def of_backend(connection: psycopg.Connection, pid: int) -> list[Blocker]:
     """List what the backend ``pid`` waits for; a prepared transaction shows in pg_blocking_pids only as 0."""
     return [Blocker(*row) for row in connection.execute(_BLOCKERS, {"pid": pid})]
+
+
+@dataclass(frozen=True)
+class Waiter:
+    """A session that waits for a lock on a table which other backends hold.
+
+    ``tables`` is the table and, of a partition, all that it is a part of. ``behind`` counts those who wait for the
+    waiter in turn.
+    """
+
+    pid: int
+    user: str | None
+    application: str | None
+    query: str | None
+    table: str
+    tables: frozenset[int]
+    seconds: float
+    behind: int
+
+    def __str__(self) -> str:
+        who = ", ".join(part for part in (f"pid {self.pid}", self.user, self.application) if part)
+        what = " ".join(self.query.split())[:80] if self.query else "a statement"
+        return f"{what} ({who}) has been waiting for {self.table} for {self.seconds:.0f} s"
+
+
+_WAITERS = """
+SELECT l.pid, a.usename, a.application_name, nullif(a.query, '<insufficient privilege>'),
+       format('%%I.%%I', n.nspname, c.relname),
+       array(SELECT c.oid UNION SELECT relid FROM pg_catalog.pg_partition_ancestors(c.oid)),
+       coalesce(extract(epoch FROM clock_timestamp() - l.waitstart), 0)::float8,
+       (SELECT count(*) FROM (SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted) o
+         WHERE l.pid = ANY (pg_catalog.pg_blocking_pids(o.pid)))
+  FROM pg_catalog.pg_locks l
+  LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = l.relation
+  JOIN pg_catalog.pg_class c ON c.oid = coalesce(i.indrelid, l.relation)
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+ WHERE NOT l.granted AND l.locktype = 'relation'
+   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+   AND pg_catalog.pg_blocking_pids(l.pid) && %s::int[]
+"""
+
+
+def waiting_for(connection: psycopg.Connection, pids: Collection[int]) -> list[Waiter]:
+    """List who waits for a lock on a table that one of these backends holds."""
+    rows = connection.execute(_WAITERS, [list(pids)])
+    return [
+        Waiter(pid, user, application, query, table, frozenset(tables), seconds, behind)
+        for pid, user, application, query, table, tables, seconds, behind in rows
+    ]
 
 
 def _age(seconds: float | None) -> str:

@@ -88,8 +88,11 @@ FROM (SELECT pg_is_in_recovery() AS in_recovery) r, pg_catalog.pg_database d
 WHERE d.datname = current_database()
 """
 
+# The control file learns of a promotion at the next checkpoint only.
 _CONTROL = """
-SELECT s.system_identifier::text, c.timeline_id
+SELECT s.system_identifier::text,
+       CASE WHEN pg_is_in_recovery() THEN c.timeline_id
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int END
 FROM pg_control_system() s, pg_control_checkpoint() c
 """
 

@@ -44,7 +44,10 @@ def _pipeline(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--force", is_flag=True, help="Also while the slot is active.")(function)
+    return _asking(click.option("--force", is_flag=True, help="Also while the slot is active.")(function))
+
+
+def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--yes", is_flag=True, help="Do not ask.")(function)
     return click.option("--dry-run", is_flag=True, help="Say what would be done.")(function)
 
@@ -290,14 +293,47 @@ def adopt(
     return ExitCode.OK
 
 
-def _consent(run: Run, store: PostgresStore, what: str, *, dry_run: bool, yes: bool, force: bool) -> None:
-    """Say what is about to be written, and ask. Raises OperationError while the slot is active."""
+@state.command(epilog=EXIT_CODES_HELP)
+@_pipeline
+@_asking
+@command_options(formats=False)
+def release(run: Run, pipeline_id: int | None, slot: str | None, store: str | None, dry_run: bool, yes: bool) -> int:
+    """Leave the slot where supabase/etl reads it right, before that tool goes on with the pipeline.
+
+    It reads a slot from one byte further on, and would miss a transaction that commits exactly where the slot stands. A
+    run of tail that ends well does the same by itself. Exit code 1 when one more transaction has to be tailed first.
+
+    \b
+    Example: pgrepl state release --yes
+    """
+    from pgrepl import connection
+    from pgrepl.engine.release import release as release_slot
+
+    opened = _open(run, pipeline_id, slot, store)
+    before = opened.overview()
+    if before.position is None:
+        raise OperationError(f"pipeline {before.pipeline_id} has no position of pgrepl's, so there is nothing to leave")
+    what = f"slot {before.slot} is released at position {before.position}"
+    _consent(run, opened, what, dry_run=dry_run, yes=yes, force=None)
+    if not dry_run:
+        with connection.connect(run.target, "pgrepl state") as conn:
+            at = release_slot(conn, before.slot, before.position, before.publications, opened.position)
+        run.report.notice(f"slot {before.slot} stands at {at}: supabase/etl can go on from there")
+    return ExitCode.OK
+
+
+def _consent(run: Run, store: PostgresStore, what: str, *, dry_run: bool, yes: bool, force: bool | None) -> None:
+    """Say what is about to be written, and ask.
+
+    Raises OperationError while the slot is active, unless ``force``; None is for a command that cannot be forced.
+    """
     import sys
 
     active = store.slot_is_active()
     if active and not force:
         raise OperationError(
-            f"the slot {store.slot} is active: a running pipeline would not notice", hint="stop it first, or --force"
+            f"the slot {store.slot} is active: a running pipeline would not notice",
+            hint="stop it first" if force is None else "stop it first, or --force",
         )
     run.report.notice(what)
     if dry_run or yes:

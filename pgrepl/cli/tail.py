@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import time
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from pgrepl.cli.completion import complete_files, complete_publication_list
+from pgrepl.cli.completion import complete_files, complete_publication_list, complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, LSN, SIZE, TABLE_NAME, Run, command_options
 from pgrepl.errors import InputError
@@ -38,6 +40,13 @@ class _UntilType(click.ParamType[object]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         return value if value == "now" else LSN.convert(value, param, ctx)
+
+
+class _ResnapshotType(click.ParamType[object]):
+    name = "schema.table|all"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        return value if value == "all" else TABLE_NAME.convert(value, param, ctx)
 
 
 @click.command(epilog=EXIT_CODES_HELP)
@@ -67,7 +76,7 @@ class _UntilType(click.ParamType[object]):
     "-o",
     "--output",
     metavar="FILE",
-    help="Append to FILE, synced every second, instead of stdout.",
+    help="Append to FILE, synced every second, instead of stdout; SIGHUP opens it anew.",
     shell_complete=complete_files,
 )
 @click.option("--append", is_flag=True, help="Write on at the end of a FILE that something else has written.")
@@ -81,20 +90,38 @@ class _UntilType(click.ParamType[object]):
     help="Where the state is kept (bookmarks: not yet); default the configured one, else memory.",
 )
 @click.option(
-    "--slot", metavar="NAME", help="Stream from this slot, which is neither made nor dropped.  [store memory]"
+    "--slot",
+    metavar="NAME",
+    help="Stream from this slot, which is neither made nor dropped.  [store memory]",
+    shell_complete=complete_slots,
 )
+@click.option("--keep-slot", is_flag=True, help="Make a slot that stays, named by --slot or anew.  [store memory]")
+@click.option("--from-lsn", type=LSN, help="Begin there, with a slot that is there and no snapshot.")
 @click.option(
     "--pipeline-id", type=click.IntRange(0, 2**64 - 1), metavar="N", help="The pipeline, when not by host/dbname."
 )
 @click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Workers that copy; default up to 4, by CPUs.")
+@click.option(
+    "--yield-to-ddl", type=DURATION, help="Copy a table again when its copy makes an ALTER TABLE wait this long."
+)
 @click.option("--refresh", type=DURATION, help="Read the publication again this often; SIGUSR1 does it at once.")
+@click.option(
+    "--resnapshot",
+    type=_ResnapshotType(),
+    multiple=True,
+    help="Copy this table again, or all (again for more).  [with a stored state]",
+)
 @click.option("--spool-dir", metavar="DIR", help="Where changes wait for a copy; default $XDG_STATE_HOME/pgrepl.")
 @click.option(
     "--spool-limit", type=SIZE, default="10GB", show_default=True, help="At this size the stream waits for the copy."
 )
 @click.option("--accept-slot-position", is_flag=True, help="Go on from a slot that is ahead of the state.")
 @click.option(
-    "--output-timeout", type=DURATION, default="5m", show_default=True, help="How long a failing store is tried again."
+    "--output-timeout",
+    type=DURATION,
+    default="5m",
+    show_default=True,
+    help="How long a failing disk or store is tried again.",
 )
 @click.option(
     "--protocol", type=click.IntRange(1, 2), default=2, show_default=True, help="The version of pgoutput's protocol."
@@ -128,9 +155,13 @@ def tail(
     fsync_interval: float,
     store: str | None,
     slot: str | None,
+    keep_slot: bool,
+    from_lsn: Lsn | None,
     pipeline_id: int | None,
     jobs: int | None,
+    yield_to_ddl: float | None,
     refresh: float | None,
+    resnapshot: tuple[object, ...],
     spool_dir: str | None,
     spool_limit: int,
     accept_slot_position: bool,
@@ -166,10 +197,19 @@ def tail(
         raise click.UsageError("--append and --overwrite contradict each other")
     if store != "memory" and slot is not None:
         raise click.UsageError("--slot goes with --store memory; another pipeline is --pipeline-id")
+    if from_lsn is not None:
+        by_itself = click.get_current_context().get_parameter_source("snapshot") is ParameterSource.DEFAULT
+        if snapshot != "never" and not by_itself:
+            raise click.UsageError("--from-lsn takes no snapshot")
+        snapshot = "never"
+    _check_beginning(
+        store, slot, keep_slot, from_lsn, snapshot, resnapshot, until, accept_slot_position=accept_slot_position
+    )
+    if keep_slot and slot is None:
+        slot = f"pgrepl_keep_{secrets.token_hex(4)}"
     if streaming == "on" and protocol == 1:
         raise click.UsageError("--streaming on needs --protocol 2")
 
-    from pgrepl.engine.linespool import LineSpool
     from pgrepl.engine.pipeline import Options, Pipeline
     from pgrepl.engine.selection import Selection
 
@@ -183,7 +223,11 @@ def tail(
         until=until,  # type: ignore[arg-type]
         duration=duration,
         slot=_slot(target, store, slot, pipeline_id),
+        keep_slot=keep_slot,
+        from_lsn=from_lsn,
+        resnapshot="all" if "all" in resnapshot else frozenset(resnapshot),  # type: ignore[arg-type]
         jobs=jobs or min(4, os.cpu_count() or 1),
+        yield_to_ddl=yield_to_ddl,
         refresh=refresh,
         accept_slot_position=accept_slot_position,
         format_name=chosen,
@@ -194,12 +238,19 @@ def tail(
     sink = _sink(output, "append" if append else "overwrite" if overwrite else "refuse", fsync_interval)
     show_progress = progress if progress is not None else sys.stderr.isatty() and not to_terminal
     watcher = _Watcher(run, show_progress and run.report.verbosity >= 0)
-    spool = LineSpool(Path(spool_dir) if spool_dir else None, spool_limit)
-    kept = _store(target, store, pipeline_id)
-    pipeline = Pipeline(target, options, _format(chosen, run.color), sink, watcher, store=kept, spool=spool)
+    pipeline = Pipeline(
+        target,
+        options,
+        _format(chosen, run.color),
+        sink,
+        watcher,
+        store=_store(target, store, pipeline_id),
+        spool_directory=Path(spool_dir) if spool_dir else None,
+        spool_limit=spool_limit,
+    )
     if snapshot == "initial" and options.slot is None:
         run.report.notice("store memory: nothing is kept; a restart begins anew, changes in between are not seen")
-    with _signals(pipeline) as received, watcher:
+    with _signals(pipeline, to_file=output is not None) as received, watcher:
         outcome = pipeline.run()
     _report_end(run, outcome)
     if options.slot is not None:
@@ -216,6 +267,33 @@ def _publications(text: str | None) -> tuple[str, ...]:
     if not all(names):
         raise InputError(f"{text!r} has an empty name in it", hint="publications are separated by single commas")
     return names
+
+
+def _check_beginning(
+    store: str,
+    slot: str | None,
+    keep_slot: bool,
+    from_lsn: Lsn | None,
+    snapshot: str,
+    resnapshot: tuple[object, ...],
+    until: object,
+    *,
+    accept_slot_position: bool,
+) -> None:
+    """Refuse options that cannot be meant together, before anything is connected to. Raises UsageError."""
+    if keep_slot and store != "memory":
+        raise click.UsageError(f"--keep-slot goes with --store memory; --store {store} keeps its slot anyway")
+    if from_lsn is not None:
+        if keep_slot or (store == "memory" and slot is None):
+            raise click.UsageError("--from-lsn needs a slot that is there: --slot NAME, or a store that keeps one")
+        if accept_slot_position:
+            raise click.UsageError("--from-lsn and --accept-slot-position contradict each other")
+        if isinstance(until, Lsn) and until < from_lsn:
+            raise click.UsageError("--until-lsn lies before --from-lsn")
+    if resnapshot and store == "memory":
+        raise click.UsageError("--resnapshot goes with a stored state; --store memory copies every table anyway")
+    if resnapshot and snapshot == "never":
+        raise click.UsageError("--resnapshot copies tables, and this run takes no snapshot")
 
 
 def _pipeline_id(target: ConnectionTarget, chosen: int | None) -> int:
@@ -238,14 +316,18 @@ def _store(target: ConnectionTarget, store: str, pipeline_id: int | None) -> Sto
     from pgrepl.stores.postgres import PostgresStore
 
     kept = PostgresStore(target, _pipeline_id(target, pipeline_id))
-    kept.prepare()
-    others = kept.other_pipelines()
-    if others and pipeline_id is None:
-        listed = ", ".join(map(str, others))
-        raise InputError(
-            f"etl.replication_state holds no state of this pipeline, but of {listed}",
-            hint=f"the host's name is part of the id: --pipeline-id {others[0]} goes on with that one",
-        )
+    try:
+        kept.prepare()
+        others = kept.other_pipelines()
+        if others and pipeline_id is None:
+            listed = ", ".join(map(str, others))
+            raise InputError(
+                f"etl.replication_state holds no state of this pipeline, but of {listed}",
+                hint=f"the host's name is part of the id: --pipeline-id {others[0]} goes on with that one",
+            )
+    except BaseException:
+        kept.close()
+        raise
     return kept
 
 
@@ -271,7 +353,7 @@ def _format(name: str, color: str) -> Format:
 
 
 @contextmanager
-def _signals(pipeline: Pipeline) -> Iterator[list[int]]:
+def _signals(pipeline: Pipeline, *, to_file: bool) -> Iterator[list[int]]:
     """Let the first SIGINT or SIGTERM end the run with the transaction being written, the second at once."""
     received: list[int] = []
 
@@ -282,6 +364,9 @@ def _signals(pipeline: Pipeline) -> Iterator[list[int]]:
         pipeline.stop()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    if to_file:
+        # Else it ends the program, as anywhere.
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: pipeline.reopen())
     previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: pipeline.refresh())
     try:
         yield received

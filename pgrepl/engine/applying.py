@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pgrepl import events
 from pgrepl.catalog.definitions import DDL_PREFIX, of_message
@@ -33,6 +34,7 @@ from pgrepl.engine.run import End, Reason, Run, StartAgain
 from pgrepl.engine.starting import Beginning
 from pgrepl.engine.streamed import StreamedTransactions
 from pgrepl.engine.versions import Versions
+from pgrepl.errors import InputError
 from pgrepl.events import Event
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
@@ -105,6 +107,11 @@ class Applier:
                 self.perform(self._core.copy_begins(table.oid, 0, beginning.position))
             self._copier.run(beginning.prepared)
         self.perform(self._core.copies_due())
+        self._retry()
+
+    def _retry(self) -> None:
+        """Begin to copy errored tables whose time has come; what is stored is a time of day."""
+        self.perform(self._core.retries_due(time.time()))
 
     def connected(self, *, streaming: bool) -> None:
         """Take note that another stream begins; with ``streaming`` large transactions come in blocks."""
@@ -294,7 +301,9 @@ class Applier:
         self._output.write()
         self._output.tick()
         self.perform(self._core.durable(self._output.durable(), time.monotonic()))
+        self.reopen_when_asked()
         self.perform(self._core.forget_left())
+        self._retry()
         if self.publishing.is_due():
             actions, due = self.publishing.refresh()
             self.perform(actions)
@@ -304,6 +313,17 @@ class Applier:
         self._progress.phase = "copying" if self._core.copying else "streaming"
         self._progress.spooled = self._run.spool.used
         self._run.observer.progress(self._progress)
+
+    def reopen_when_asked(self) -> None:
+        """Go on in a new output file, if that is wanted, between transactions: each is in one file as a whole."""
+        if not self._run.reopen or not self._core.at_boundary:
+            return
+        self._run.reopen = False
+        self._output.boundary(self._core.done)
+        try:
+            self._output.reopen()
+        except InputError as error:
+            self._run.observer.warning(f"{error}; going on in the old file")
 
     def _prune_when_due(self) -> None:
         """Remove versions of tables that nobody needs any more, once an hour."""
@@ -317,6 +337,7 @@ class Applier:
         """Make what was printed durable, store it, and say it to the server as the last word."""
         self._output.close()
         self.perform(self._core.durable(self._output.durable(), time.monotonic(), at_once=True))
+        self.perform(self._core.forget_left())
         self._prune_when_due()
 
     def perform(self, actions: list[Action]) -> None:
@@ -325,25 +346,25 @@ class Applier:
         for action in actions:
             match action:
                 case MarkCopying(tables):
-                    in_store(run, lambda tables=tables: store.copying(tables))  # type: ignore[misc]
+                    in_store(run, partial(store.copying, tables))
                 case Copy(tables, number):
                     self._copier.copy(tables, number)
                 case DropSpool(table, before):
                     run.spool.drop(table, before)
                 case Forget(tables):
                     for table in tables:
-                        in_store(run, lambda table=table: store.forget(table))  # type: ignore[misc]
+                        in_store(run, partial(store.forget, table))
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):
                     told = self._versions.told(position)
-                    in_store(run, lambda t=tables, p=position, v=told: store.ready(t, p, v))  # type: ignore[misc]
+                    in_store(run, partial(store.ready, tables, position, told))
                     self.perform(self._core.stored_at(position))
                 case StoreCaughtUp(tables):
-                    in_store(run, lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
+                    in_store(run, partial(store.caught_up, tables))
                 case StorePosition(position):
                     told = self._versions.told(position)
-                    in_store(run, lambda p=position, v=told: store.position(p, v))  # type: ignore[misc]
+                    in_store(run, partial(store.position, position, told))
                     self.perform(self._core.stored_at(position))
                 case Confirm(position):
                     self._confirm(position)
@@ -357,5 +378,5 @@ class Applier:
         for table in tables:
             for lsn, content in self._run.spool.definitions(table):
                 definition = of_message(content)
-                in_store(self._run, lambda d=definition, at=lsn: self._run.store.version(d, at))  # type: ignore[misc]
+                in_store(self._run, partial(self._run.store.version, definition, lsn))
         self.perform(self._core.handed_over())

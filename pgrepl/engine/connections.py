@@ -9,8 +9,10 @@ from contextlib import ExitStack
 import psycopg
 
 from pgrepl import connection as sql_connection
-from pgrepl.catalog import blockers, server
+from pgrepl.catalog import blockers, server, slots
+from pgrepl.catalog.slots import Slot
 from pgrepl.engine.run import Run
+from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import Walsender
 
@@ -19,6 +21,8 @@ _FLUSH_PATIENCE = 1.0
 _SLOT_PATIENCE = 10.0
 _TELL_BLOCKERS_AFTER = 2.0
 _TELL_BLOCKERS_EVERY = 10.0
+_HOLDER_PATIENCE = 5.0
+_SAY_AGAIN_AFTER = 60.0
 
 
 class Connections:
@@ -34,6 +38,8 @@ class Connections:
         resources.callback(self.close)
         self.admin = self.open()
         self.wal_sender_timeout = 0.0
+        self._walsender: Walsender | None = None
+        self._said: dict[str, float] = {}
 
     def open(self) -> psycopg.Connection:
         """Open an ordinary connection."""
@@ -56,11 +62,60 @@ class Connections:
 
     def walsender(self, slot: str) -> Walsender:
         """Open a replication connection."""
+        self.say_notices()
         walsender = Walsender.open(self._run.target, f"pgrepl tail ({slot})")
         self._open.callback(walsender.close)
         # Asked now: after the slot's creation the next command ends the export of its snapshot.
         self.wal_sender_timeout = walsender.wal_sender_timeout()
+        self._walsender = walsender
         return walsender
+
+    def say_notices(self) -> None:
+        """Pass on what the server has said on the replication connection, the same at most once a minute."""
+        if self._walsender is None:
+            return
+        now = time.monotonic()
+        for text, hint in self._walsender.take_notices():
+            if now - self._said.get(text, float("-inf")) >= _SAY_AGAIN_AFTER:
+                self._said[text] = now
+                self._run.observer.warning(f"the server says: {text}", hint=hint)
+
+    def slot(self, name: str) -> Slot | None:
+        """Ask what the server says of a slot."""
+        return next((slot for slot in slots.all_of(self.admin) if slot.name == name), None)
+
+    def free_slot(self, name: str, database: str) -> Slot | None:
+        """Find a slot that can be read here, giving whoever holds it a few seconds to let go; None when there is none.
+
+        Raises OperationError for another database's slot, one for something else, and one that stays in use.
+        """
+        give_up = time.monotonic() + _HOLDER_PATIENCE
+        told = False
+        while (slot := self.slot(name)) is not None:
+            if slot.physical or slot.plugin != "pgoutput":
+                kind = "a physical slot" if slot.physical else f"for the plugin {slot.plugin}"
+                raise OperationError(
+                    f"slot {name} is {kind}; tail reads those for pgoutput",
+                    hint="'pgrepl slots create NAME --publication …' makes one",
+                )
+            if slot.database != database:
+                raise OperationError(
+                    f"the slot {name} belongs to database {slot.database}", hint="connect to that database"
+                )
+            if slot.two_phase:
+                raise OperationError(
+                    f"slot {name} gives prepared transactions, which tail does not read",
+                    hint="make one without --two-phase",
+                )
+            if not slot.active:
+                return slot
+            if time.monotonic() >= give_up:
+                raise held(slot)
+            if not told:
+                self._run.observer.notice(f"{held(slot)}; waiting for it")
+                told = True
+            self._run.pause(_STEP)
+        return None
 
     def wait_for_old_slot(self) -> None:
         """Give the server time to notice that the last session's connection, and so its temporary slot, is gone."""
@@ -96,3 +151,17 @@ class Connections:
             time.sleep(_STEP / 2)
             flushed, _ = server.wal_ends(self.admin)
         return flushed
+
+
+def held(slot: Slot) -> OperationError:
+    """Build the error for a slot that somebody else reads."""
+    holder = slot.holder
+    who = "another session"
+    if holder is not None:
+        named = [part for part in (holder.application_name, holder.client_addr) if part]
+        who = f"pid {holder.pid}" + (f" ({', '.join(named)})" if named else "")
+    return OperationError(
+        f"the slot {slot.name} is in use by {who}",
+        hint="stop that reader first; two cannot share a slot",
+        sqlstate="55006",
+    )

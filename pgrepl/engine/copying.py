@@ -1,7 +1,7 @@
 """Copies beside the stream: workers on one snapshot, whose rows come to the apply loop as finished lines.
 
-Nothing here decides anything. What happens carries the number of its copy, which the core gave, and is put into an inbox, bounded in bytes, that the apply loop empties; a
-worker waits while it is full.
+Nothing here decides anything. What happens carries the number of its copy, which the core gave, and is put into an
+inbox, bounded in bytes, that the apply loop empties; a worker waits while it is full.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +23,7 @@ from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.connection import is_lost, one_line
 from pgrepl.conninfo import ConnectionTarget
+from pgrepl.engine.lockwatch import LockWatch
 from pgrepl.engine.relations import Described
 from pgrepl.engine.selection import Selection
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
@@ -105,16 +106,27 @@ class Inbox:
         self._bytes = 0
         self._closed = False
 
-    def put(self, news: News) -> None:
-        """Hand over news; waits while the inbox is full. Raises SnapshotUnusable when nobody listens any more."""
+    def put(self, news: News, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Hand over news; rows wait while the inbox is full, and are not put in when they are not wanted any more.
+
+        Raises SnapshotUnusable when nobody listens any more.
+        """
         with self._room:
-            self._room.wait_for(lambda: self._bytes < INBOX_BYTES or self._closed)
+            if isinstance(news, Rows):
+                self._room.wait_for(lambda: self._bytes < INBOX_BYTES or self._closed or not wanted())
             if self._closed:
                 raise SnapshotUnusable("the run has ended")
+            if not wanted():
+                return
             self._news.append(news)
             if isinstance(news, Rows):
                 self._bytes += len(news.lines)
         self._wake()
+
+    def ask_again(self) -> None:
+        """Let those who wait look again whether their rows are wanted."""
+        with self._room:
+            self._room.notify_all()
 
     def take(self) -> News | None:
         """Take the next news, if there is any."""
@@ -152,7 +164,11 @@ class Prepared:
 
 
 class Copier:
-    """Copy tables out of snapshots, each set of tables by ``jobs`` workers on one snapshot."""
+    """Copy tables out of snapshots, each set of tables by ``jobs`` workers on one snapshot.
+
+    ``warn`` is told who waits for the locks of a copy; a table that makes somebody wait for ``yield_after`` seconds is
+    let go, and copied again.
+    """
 
     def __init__(
         self,
@@ -162,6 +178,9 @@ class Copier:
         jobs: int,
         encode: Callable[[Event], bytes],
         inbox: Inbox,
+        *,
+        yield_after: float | None,
+        warn: Callable[[str], None],
     ) -> None:
         self._target = target
         self._publications = publications
@@ -169,6 +188,9 @@ class Copier:
         self._jobs = jobs
         self._encode = encode
         self._inbox = inbox
+        self._yield_after = yield_after
+        self._warn = warn
+        self._snapshots: set[Snapshot] = set()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
@@ -195,6 +217,8 @@ class Copier:
                 connection = sql_connection.connect(self._target, "pgrepl tail", row_security=False)
                 resources.callback(connection.close)
                 snapshot = Snapshot(connection, snapshot_name)
+                self._snapshots.add(snapshot)
+                resources.callback(self._snapshots.discard, snapshot)
                 if number == 0:
                     published = self._selection.of(snapshot.published(self._publications), self._publications)
                     if before is not None and [_identity(t) for t in published] != [_identity(t) for t in before]:
@@ -226,6 +250,10 @@ class Copier:
         """End all copies where they stand."""
         self._stopping.set()
         self._inbox.close()
+        for snapshot in tuple(self._snapshots):
+            # It may have ended by itself meanwhile.
+            with suppress(psycopg.Error):
+                snapshot.cancel()
         for thread in self._threads:
             thread.join(10)
 
@@ -268,13 +296,18 @@ class Copier:
         with prepared.resources:
             try:
                 job = _Job(prepared, number, self._encode, self._inbox, self._stopping)
-                job.run()
+                with LockWatch(self._target, job, self._yield_after, self._warn):
+                    job.run()
             except SnapshotUnusable as unusable:
                 self._report(Lost(tuple(table.oid for table in prepared.tables), number, str(unusable)))
 
 
 class _Job:
-    """The copy of some tables out of one snapshot."""
+    """The copy of some tables out of one snapshot.
+
+    ``let_go`` may be called from another thread: workers then hold only the locks of tables that are still to be
+    copied, once they have done with the unit they are at.
+    """
 
     def __init__(
         self,
@@ -296,6 +329,11 @@ class _Job:
         self._broken: set[int] = set()
         self._begun: set[int] = set()
         self._queue = deque(unit for table in prepared.tables for unit in units[table.oid])
+        # What each worker is at; one that has no more to do is not there.
+        self._at: dict[Snapshot, int | None] = dict.fromkeys(prepared.workers)
+        # How often something was let go.
+        self._let_go = 0
+        self._reason = "the connections that held the snapshot were lost"
 
     def run(self) -> None:
         """Work until all units are done."""
@@ -309,13 +347,63 @@ class _Job:
         for thread in others:
             thread.join()
         # A worker that lost its connection leaves its share to the others; what none could do begins anew.
-        left = tuple(oid for oid, count in self._left.items() if count and oid not in self._broken)
+        left = tuple(self.unfinished)
         if left and not self._stopping.is_set():
-            self._inbox.put(Lost(left, self._number, "the connections that held the snapshot were lost"))
+            self._inbox.put(Lost(left, self._number, self._reason))
+
+    @property
+    def pids(self) -> list[int]:
+        """The backends that hold the locks."""
+        with self._lock:
+            return [worker.pid for worker in self._at]
+
+    @property
+    def unfinished(self) -> set[int]:
+        """The tables that are still to be copied."""
+        return {oid for oid, count in self._left.items() if count and oid not in self._broken}
+
+    @property
+    def current(self) -> set[int]:
+        """The tables that are being read."""
+        with self._lock:
+            return {oid for oid in self._at.values() if oid is not None}
+
+    def let_go(self, tables: Collection[int], reason: str) -> None:
+        """Hold no lock on tables any more; the copy of one that is not done begins anew, for that reason."""
+        cut_short = self.unfinished & set(tables)
+        for oid in cut_short:
+            self._break(oid, Lost((oid,), self._number, reason))
+        with self._lock:
+            self._let_go += 1
+            reading = [worker for worker, oid in self._at.items() if oid in cut_short]
+        self._inbox.ask_again()
+        for worker in reading:
+            with suppress(psycopg.Error):
+                worker.cancel()
 
     def _work(self, worker: Snapshot) -> None:
+        try:
+            self._units(worker)
+        except psycopg.Error as error:
+            self._reason = one_line(error)
+        except SnapshotUnusable as unusable:
+            self._reason = str(unusable)
+        finally:
+            with self._lock:
+                del self._at[worker]
+            # Its locks are in nobody's way any more.
+            worker.close()
+
+    def _units(self, worker: Snapshot) -> None:
+        let_go: int | None = 0
         while not self._stopping.is_set():
             with self._lock:
+                last, let_go = let_go, self._let_go
+            if last != let_go:
+                unfinished = self.unfinished
+                worker.hold_only([table for table in self._prepared.tables if table.oid in unfinished])
+            with self._lock:
+                self._at[worker] = None
                 if not self._queue:
                     return
                 unit = self._queue.popleft()
@@ -324,53 +412,56 @@ class _Job:
                     continue
                 first = oid not in self._begun
                 self._begun.add(oid)
+                self._at[worker] = oid
                 if first:
                     # Under the lock, so that no other worker's rows of the table come before it.
-                    self._put(Begins(*self._prepared.known[oid], self._number, self._prepared.snapshot_lsn))
+                    self._inbox.put(Begins(*self._prepared.known[oid], self._number, self._prepared.snapshot_lsn))
             if not self._unit(worker, unit):
-                return
+                # The transaction is spoilt, but for its snapshot.
+                let_go = None
 
     def _unit(self, worker: Snapshot, unit: Unit) -> bool:
-        """Copy a unit; False when the worker can do no more."""
+        """Copy a unit; False when it came to no good end."""
         oid = unit.table.oid
         table, lsn = self._prepared.known[oid].table, self._prepared.snapshot_lsn
         lines: list[bytes] = []
         size = count = total = 0
+
+        def wanted() -> bool:
+            return oid not in self._broken
+
         try:
-            for rows in worker.read(unit):
-                for row in rows:
-                    line = self._encode(events.Read(table, row, lsn))
-                    lines.append(line)
-                    size += len(line)
-                count += len(rows)
-                if size >= _CHUNK_BYTES:
-                    self._put(Rows(oid, self._number, b"".join(lines), count))
-                    total += count
-                    lines, size, count = [], 0, 0
-                if self._stopping.is_set():
-                    return False
-                if oid in self._broken:
-                    # Another worker has given the table up.
-                    break
-        except SnapshotUnusable as unusable:
-            self._break(oid, Lost((oid,), self._number, str(unusable)))
-            return True
+            with closing(worker.read(unit)) as blocks:
+                for rows in blocks:
+                    for row in rows:
+                        line = self._encode(events.Read(table, row, lsn))
+                        lines.append(line)
+                        size += len(line)
+                    count += len(rows)
+                    if size >= _CHUNK_BYTES:
+                        self._inbox.put(Rows(oid, self._number, b"".join(lines), count), wanted)
+                        total += count
+                        lines, size, count = [], 0, 0
+                    if self._stopping.is_set() or not wanted():
+                        return False
+        except (SnapshotUnusable, psycopg.errors.QueryCanceled) as unusable:
+            self._break(oid, Lost((oid,), self._number, one_line(unusable)))
+            return False
         except psycopg.Error as error:
             if is_lost(error):
                 self._break(oid, Lost((oid,), self._number, one_line(error)))
-                return False
-            # The transaction is spoilt, and so is the worker; the others go on with the other tables.
-            failure = sql_connection.server_error(error, f"cannot copy {table.qualified}")
-            self._break(oid, Failed(oid, self._number, failure))
+            else:
+                failure = sql_connection.server_error(error, f"cannot copy {table.qualified}")
+                self._break(oid, Failed(oid, self._number, failure))
             return False
         if count:
-            self._put(Rows(oid, self._number, b"".join(lines), count))
+            self._inbox.put(Rows(oid, self._number, b"".join(lines), count), wanted)
         with self._lock:
             self._left[oid] -= 1
             self._counts[oid] += total + count
             ended = self._left[oid] == 0 and oid not in self._broken
         if ended:
-            self._put(Ends(table, self._number, lsn, self._counts[oid]))
+            self._inbox.put(Ends(table, self._number, lsn, self._counts[oid]))
         return True
 
     def _break(self, oid: int, news: Lost | Failed) -> None:
@@ -379,10 +470,7 @@ class _Job:
                 return
             self._broken.add(oid)
         if not self._stopping.is_set():
-            self._put(news)
-
-    def _put(self, news: News) -> None:
-        self._inbox.put(news)
+            self._inbox.put(news)
 
 
 def _identity(table: PublishedTable) -> tuple[object, ...]:

@@ -39,7 +39,8 @@ class TableState:
 
     ``sync_lsn`` belongs to ``SYNC_DONE``: changes of transactions from there on are ours. ``copy`` is the number of the
     copy that is going on, 0 for the one of a fresh start; ``snapshot_lsn`` is its consistent point, once it is known,
-    and ``copied`` says that all its rows have been printed.
+    and ``copied`` says that all its rows have been printed. ``retry_at`` belongs to ``ERRORED``: when it is copied
+    again, in seconds since 1970; None for never.
     """
 
     phase: Phase
@@ -47,6 +48,7 @@ class TableState:
     copy: int = 0
     snapshot_lsn: Lsn | None = None
     copied: bool = False
+    retry_at: float | None = None
 
 
 class Decision(Enum):
@@ -269,6 +271,17 @@ class Core:
             return []
         return self._copy(due)
 
+    def retries_due(self, now: float) -> list[Action]:
+        """Begin to copy errored tables whose time has come; ``now`` is in seconds since 1970."""
+        due = [
+            oid
+            for oid, state in self.tables.items()
+            if state.phase is Phase.ERRORED and state.retry_at is not None and state.retry_at <= now
+        ]
+        for oid in due:
+            self.tables[oid] = TableState(Phase.INIT)
+        return self.copies_due() if due else []
+
     def _copy(self, tables: tuple[int, ...]) -> list[Action]:
         self._copies += 1
         for oid in tables:
@@ -377,6 +390,14 @@ class Core:
     def copying(self) -> bool:
         """Whether a table is still being copied or handed over."""
         return any(state.phase in (Phase.INIT, Phase.DATA_SYNC) for state in self.tables.values())
+
+    @property
+    def awaits_rows(self) -> bool:
+        """Whether rows of a copy are still to come: its end, and then the end of a transaction, empties the spool."""
+        return any(
+            state.phase is Phase.INIT or (state.phase is Phase.DATA_SYNC and not state.copied)
+            for state in self.tables.values()
+        )
 
     # What is durable.
 

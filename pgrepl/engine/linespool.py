@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from pgrepl.engine.patience import Patience, at_once
 from pgrepl.engine.spool import Spool, default_directory
 from pgrepl.lsn import Lsn
 
@@ -15,13 +17,14 @@ DEFAULT_LIMIT = 10 << 30
 class LineSpool:
     """Keep lines by table, in order, each with the position of its transaction.
 
-    Raises OperationError when the disk is full or fails.
+    Raises OutputError when the disk is full or fails, and ``patiently`` does not get over it.
     """
 
-    def __init__(self, directory: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
-        self._directory = directory or default_directory()
-        self._limit = limit
-        self._spool = Spool(self._directory, limit)
+    def __init__(
+        self, directory: Path | None = None, limit: int = DEFAULT_LIMIT, patiently: Patience = at_once
+    ) -> None:
+        self._make = partial(Spool, directory or default_directory(), limit, patiently=patiently)
+        self._spool = self._make()
 
     @property
     def used(self) -> int:
@@ -71,7 +74,7 @@ class LineSpool:
     def clear(self) -> None:
         """Forget everything."""
         self._spool.close()
-        self._spool = Spool(self._directory, self._limit)
+        self._spool = self._make()
 
     def close(self) -> None:
         """Let go of everything, the files too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pgrepl.engine.patience import Patience, at_once
 from pgrepl.events import Event
 from pgrepl.formats import Format
 from pgrepl.lsn import Lsn
@@ -14,13 +15,17 @@ WRITE_BYTES = 64 << 10
 class Output:
     """Gather lines and write them; a position reaches the sink only after every line before it.
 
-    ``printed`` is the position up to which all that was done is written.
+    ``printed`` is the position up to which all that was done is written. What the sink is asked to do goes through
+    ``patiently``, which may ask again.
     """
 
-    def __init__(self, output_format: Format, sink: Sink) -> None:
+    def __init__(self, output_format: Format, sink: Sink, patiently: Patience = at_once) -> None:
         self._format = output_format
         self._sink = sink
+        self._patiently = patiently
         self._lines: list[bytes] = []
+        # What the sink has been given and has not taken yet.
+        self._unwritten = b""
         self._size = 0
         self._written = 0
         # The last boundary between transactions: bytes up to it, and its position.
@@ -53,35 +58,44 @@ class Output:
 
     def write(self) -> None:
         """Hand everything to the sink, however long it takes."""
-        if self._lines:
-            data = b"".join(self._lines)
-            self._lines.clear()
-            self._size = 0
-            self._written += len(data)
-            self._sink.write(data)
+        while self._unwritten or self._lines:
+            if not self._unwritten:
+                self._unwritten = b"".join(self._lines)
+                self._lines.clear()
+            self._patiently(lambda: self._sink.write(self._unwritten))
+            self._written += len(self._unwritten)
+            self._size -= len(self._unwritten)
+            self._unwritten = b""
         written, position = self._boundary
-        self._sink.mark(written, position)
+        self._patiently(lambda: self._sink.mark(written, position))
         self.printed = position
 
     def sync(self) -> None:
         """Write everything, and make it durable up to the last boundary now."""
         self.write()
-        self._sink.sync()
+        self._patiently(self._sink.sync)
+
+    def reopen(self) -> None:
+        """Let the sink go on in a new file of the same name, when all that was printed are whole transactions."""
+        self.sync()
+        self._patiently(self._sink.reopen)
 
     def tick(self) -> None:
         """Let the sink do what is due."""
-        self._sink.tick()
+        self._patiently(self._sink.tick)
 
     def durable(self) -> Lsn:
         """The position up to which everything is durable."""
         return self._sink.durable()
 
     def discard(self) -> None:
-        """Forget what was not written, of an attempt that is over."""
+        """Forget what was not written, of an attempt that is over, and where its last boundary was."""
         self._lines.clear()
+        self._unwritten = b""
         self._size = 0
+        self._boundary = (self._written, Lsn(0))
 
     def close(self) -> None:
         """Write the rest and make it durable."""
         self.write()
-        self._sink.close()
+        self._patiently(self._sink.close)

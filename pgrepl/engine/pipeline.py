@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 
 from pgrepl.connection import is_lost, one_line
 from pgrepl.conninfo import ConnectionTarget
-from pgrepl.engine.linespool import LineSpool
+from pgrepl.engine.linespool import DEFAULT_LIMIT, LineSpool
 from pgrepl.engine.output import Output
+from pgrepl.engine.patience import in_output
 from pgrepl.engine.run import End, Observer, Options, Outcome, Progress, Reason, Run, StartAgain
 from pgrepl.engine.session import Session
-from pgrepl.errors import ConnectError
+from pgrepl.errors import ConnectError, OutputError, SyncError
 from pgrepl.formats import Format
+from pgrepl.lsn import Lsn
 from pgrepl.sinks import Sink
+from pgrepl.sinks.file import FileSink
 from pgrepl.stores import Store
 from pgrepl.stores.memory import MemoryStore
 
 __all__ = ["Observer", "Options", "Outcome", "Pipeline", "Progress"]
+
+_T = TypeVar("_T")
 
 
 class Pipeline:
@@ -38,12 +46,17 @@ class Pipeline:
         observer: Observer,
         *,
         store: Store | None = None,
-        spool: LineSpool | None = None,
+        spool_directory: Path | None = None,
+        spool_limit: int = DEFAULT_LIMIT,
     ) -> None:
         if store is not None and options.slot is None:
             raise ValueError("a store needs a persistent slot")
-        output = Output(output_format, sink)
-        self._run = Run(target, options, output, sink, observer, store or MemoryStore(), spool or LineSpool())
+        output = Output(output_format, sink, self._patiently)
+        spool = LineSpool(spool_directory, spool_limit, self._patiently)
+        self._run = Run(target, options, output, sink, observer, store or MemoryStore(), spool)
+
+    def _patiently(self, work: Callable[[], _T], /) -> _T:
+        return in_output(self._run, work)
 
     def stop(self) -> None:
         """Ask the run to end: with the transaction that is being written, or at once when there is none."""
@@ -52,6 +65,10 @@ class Pipeline:
     def refresh(self) -> None:
         """Ask the run to read the publication again."""
         self._run.refresh = True
+
+    def reopen(self) -> None:
+        """Ask the run to go on in a new output file, the old one having been renamed."""
+        self._run.reopen = True
 
     def run(self) -> Outcome:
         """Run to the end.
@@ -64,14 +81,19 @@ class Pipeline:
         if run.options.duration is not None:
             run.deadline = time.monotonic() + run.options.duration
         try:
+            if isinstance(run.sink, FileSink) and isinstance(run.store, MemoryStore):
+                run.sink.begin()
             reason = self._sessions(run)
-            run.output.close()
+            # Stopped while nothing can be written: that has been said.
+            with suppress(End):
+                run.output.close()
         finally:
             run.spool.close()
             run.store.close()
         return Outcome(reason, run.progress)
 
     def _sessions(self, run: Run) -> Reason:
+        recovery = _Recovery(run)
         while True:
             try:
                 with ExitStack() as resources:
@@ -80,6 +102,11 @@ class Pipeline:
                 return end.reason
             except StartAgain as again:
                 run.observer.warning(f"{again}; the copy begins again")
+            except OutputError as error:
+                try:
+                    recovery.after(error)
+                except End as end:
+                    return end.reason
             except (ConnectError, psycopg.OperationalError) as error:
                 # Only what was lost after a first success is worth waiting for.
                 if run.slot_name is None or not is_lost(error):
@@ -92,3 +119,25 @@ class Pipeline:
                     return end.reason
             run.output.discard()
             run.spool.clear()
+
+
+class _Recovery:
+    """Decide whether a file whose sync has failed can be written again from its last good sync on."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._position: Lsn | None = None
+        self._give_up = 0.0
+
+    def after(self, error: OutputError) -> None:
+        """Wait before the next attempt. Raises the error when there is none, and End when the run is to end."""
+        run = self._run
+        if isinstance(error, SyncError) and self._position != run.sink.durable():
+            self._position = run.sink.durable()
+            self._give_up = time.monotonic() + run.options.output_timeout
+        # Rows that are thrown away have been counted.
+        may_go_back = self._position is not None and run.sink.can_go_back and run.options.limit is None
+        if not may_go_back or time.monotonic() >= self._give_up:
+            raise error
+        run.observer.warning(f"{error}; going back to {self._position}, up to where all of it is synced")
+        run.pause(run.next_delay())

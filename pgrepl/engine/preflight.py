@@ -23,7 +23,7 @@ def check_server(connection: psycopg.Connection, *, slots: int = 1) -> Server:
             f"the server is PostgreSQL {facts.version}; pgrepl needs 16 or newer", hint="upgrade the server"
         )
     if facts.in_recovery:
-        raise OperationError("the server is a standby", hint="connect to the primary")
+        raise OperationError("the server is a standby", hint="connect to the primary", sqlstate="25006")
     if facts.encoding == "SQL_ASCII":
         raise OperationError(
             f"database {facts.database} has the encoding SQL_ASCII, so its text may be in any encoding",
@@ -46,7 +46,9 @@ def check_server(connection: psycopg.Connection, *, slots: int = 1) -> Server:
         )
     if not facts.free_wal_senders:
         raise OperationError(
-            f"all {facts.max_wal_senders} walsenders are in use", hint="raise max_wal_senders and restart the server"
+            f"all {facts.max_wal_senders} walsenders are in use",
+            hint="raise max_wal_senders and restart the server",
+            sqlstate="53300",
         )
     return facts
 
@@ -67,6 +69,11 @@ def check_publications(
             hint=f"this database has {there}" if there else "this database has none: 'pgrepl setup' makes one",
         )
     return selection.of(publications.published_tables(connection, names), names)
+
+
+def published_oids(connection: psycopg.Connection, names: Sequence[str]) -> set[int]:
+    """List the tables of the publications, wanted or not."""
+    return {table.oid for table in publications.published_tables(connection, names)}
 
 
 def check_readable(connection: psycopg.Connection, tables: Sequence[PublishedTable]) -> None:

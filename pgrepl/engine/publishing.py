@@ -63,6 +63,7 @@ class Publishing:
                 # of our own copies: and those wait for this thread.
                 admin.execute(_LOCK_TIMEOUT)
                 tables = preflight.check_publications(admin, self._options.publications, self._options.selection)
+                published = preflight.published_oids(admin, self._options.publications)
         except psycopg.errors.LockNotAvailable:
             self._not_before = time.monotonic() + _LOCKED_PAUSE
             return [], []
@@ -70,7 +71,9 @@ class Publishing:
         # Read afterwards, and not how far it is flushed: what tables changed before they left is before this position.
         _, read_at = server.wal_ends(admin)
         known = set(self._core.tables)
-        actions = self._core.tables_now((table.oid for table in tables), read_at)
+        # One that is only called otherwise now is in the publication still.
+        there = {table.oid for table in tables} | known & published
+        actions = self._core.tables_now(there, read_at)
         due = [table for table in tables if self._core.tables[table.oid].phase is Phase.INIT]
         for table in due:
             back = " again" if table.oid in known else ""

@@ -12,7 +12,7 @@ from pgrepl.catalog.publications import PublishedTable
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.engine.linespool import LineSpool
 from pgrepl.engine.output import Output
-from pgrepl.engine.selection import Selection
+from pgrepl.engine.selection import Selection, TableName
 from pgrepl.lsn import Lsn
 from pgrepl.sinks import Sink
 from pgrepl.stores import Store
@@ -28,19 +28,25 @@ Reason = Literal["snapshot", "limit", "until", "duration", "stopped"]
 class Options:
     """What a run is to do.
 
-    ``slot`` names the persistent slot; None makes a temporary one, which ends with its connection. ``snapshot``:
-    ``initial`` copies tables that have not been copied, ``never`` none, ``only`` ends after the copies. The run ends
+    ``slot`` names the persistent slot; None makes a temporary one, which ends with its connection. ``keep_slot`` makes
+    it although nothing else is kept. ``snapshot``: ``initial`` copies tables that have not been copied, ``never`` none,
+    ``only`` ends after the copies. ``resnapshot`` are tables that are copied again, whatever the state says of them.
+    The stream begins at ``from_lsn`` instead of the stored or confirmed position. The run ends
     after ``limit`` row events, before the first transaction with ``commit_lsn >= until`` (``now``: the end of the WAL
     once the slot exists), or ``duration`` seconds after its start; while tables are being copied only ``limit`` and
     ``duration`` end it. With ``exact_limit`` it ends at the row itself, else with its transaction. ``jobs`` workers
-    copy. Every ``refresh`` seconds the publication is read again. With ``streaming``, which needs ``protocol``
-    version 2, the server sends large transactions while they are still going on. A store or an output that fails is
-    tried for ``output_timeout`` seconds.
+    copy; a table whose copy makes others wait for a lock for ``yield_to_ddl`` seconds is let go, and copied again.
+    Every ``refresh`` seconds the publication is read again. With ``streaming``, which needs ``protocol`` version 2,
+    the server sends large transactions while they are still going on. A store or an output that fails is tried for
+    ``output_timeout`` seconds.
     """
 
     publications: tuple[str, ...]
     selection: Selection = field(default_factory=Selection)
     slot: str | None = None
+    keep_slot: bool = False
+    from_lsn: Lsn | None = None
+    resnapshot: frozenset[TableName] | Literal["all"] = frozenset()
     snapshot: Literal["initial", "never", "only"] = "initial"
     transactions: bool = False
     limit: int | None = None
@@ -48,6 +54,7 @@ class Options:
     until: Lsn | Literal["now"] | None = None
     duration: float | None = None
     jobs: int = 1
+    yield_to_ddl: float | None = None
     refresh: float | None = None
     accept_slot_position: bool = False
     format_name: str = "json"
@@ -126,6 +133,7 @@ class Run:
     slot_name: str | None = None
     stop: bool = False
     refresh: bool = False
+    reopen: bool = False
     deadline: float | None = None
     told_blockers: float = 0.0
     delay: float = FIRST_RETRY

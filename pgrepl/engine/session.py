@@ -11,23 +11,27 @@ from dataclasses import replace
 
 import psycopg
 
-from pgrepl.catalog import slots
-from pgrepl.catalog.server import Server
+from pgrepl import names
 from pgrepl.connection import is_lost, one_line
-from pgrepl.engine import preflight
+from pgrepl.engine import leftovers, preflight, resume
 from pgrepl.engine.applying import Applier
-from pgrepl.engine.connections import Connections
+from pgrepl.engine.connections import Connections, held
 from pgrepl.engine.copying import Copier, Inbox
-from pgrepl.engine.core import Core
+from pgrepl.engine.core import Core, Phase
+from pgrepl.engine.patience import StoreAway
+from pgrepl.engine.reconnecting import Reconnecting
+from pgrepl.engine.release import release
 from pgrepl.engine.run import FIRST_RETRY, End, Run, StartAgain
 from pgrepl.engine.starting import Beginning, Start, temporary_slot_name
 from pgrepl.engine.streamed import StreamingOff
-from pgrepl.errors import ConnectError, OperationError, PositionError
+from pgrepl.errors import ConnectError, OperationError, PgreplError, PositionError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.receiver import Receiver
+from pgrepl.replication.verdicts import Passing
 from pgrepl.replication.walsender import Walsender
 from pgrepl.sinks.file import FileSink
 from pgrepl.stores.memory import MemoryStore
+from pgrepl.stores.postgres import PostgresStore
 
 _INTERNAL_ERROR = "XX000"
 _START_AGAIN = (
@@ -35,6 +39,9 @@ _START_AGAIN = (
 )
 _STEP = 0.2
 _HOLDER_PATIENCE = 5.0
+# How long after wal_sender_timeout the server may take to end the walsender of a lost connection.
+_OLD_WALSENDER = 10.0
+_RELEASE_SECONDS = 2.0
 _SLICE = 0.05
 
 
@@ -48,27 +55,56 @@ class Session:
         self._resources = resources
         self._persistent = run.options.slot is not None
         self._receiver: Receiver | None = None
+        self._reconnected = False
+        self._swept = False
+        # Set at a good end of a pipeline that supabase/etl may go on with.
+        self._leaving = False
         # Whether the next stream is asked to send large transactions while they are going on.
         self._streaming = run.options.streaming
 
     def run(self) -> None:
         """Prepare and stream. Ends with End, StartAgain, or an error."""
+        self._connections = Connections(self._run, self._resources)
+        try:
+            self._begin_and_stream(self._connections)
+        except PositionError as error:
+            if error.hint is None:
+                slot = self._options.slot
+                error.hint = resume.anew(slot, there=True, kept=self._keeps_state) if slot else _START_AGAIN
+            raise
+        finally:
+            self._connections.say_notices()
+
+    @property
+    def _keeps_state(self) -> bool:
+        return not isinstance(self._run.store, MemoryStore)
+
+    def _begin_and_stream(self, connections: Connections) -> None:
         options = self._options
-        self._connections = connections = Connections(self._run, self._resources)
         connections.wait_for_old_slot()
         facts = preflight.check_server(connections.admin, slots=0 if self._persistent else 1)
         tables = preflight.check_publications(connections.admin, options.publications, options.selection)
         if options.snapshot != "never":
             preflight.check_readable(connections.admin, tables)
+        if self._run.slot_name is None:
+            self._tell_state_elsewhere()
         self._run.check_end()
         self._inbox = inbox = Inbox(self._nudge)
         copier = Copier(
-            self._run.target, options.publications, options.selection, options.jobs, self._run.output.format, inbox
+            self._run.target,
+            options.publications,
+            options.selection,
+            options.jobs,
+            self._run.output.format,
+            inbox,
+            yield_after=options.yield_to_ddl,
+            warn=self._observer.warning,
         )
         self._resources.callback(copier.stop)
         beginning = Start(self._run, connections, copier).begin(facts, tables)
         self._identity = beginning.identity
         self._core = self._make_core(beginning)
+        self._reconnecting = Reconnecting(self._run, connections, self._core, beginning.identity, self._pause_writing)
         self._applier = Applier(
             self._run,
             connections,
@@ -81,6 +117,7 @@ class Session:
             check_stream=self._check_stream,
         )
         self._applier.begin_copies(beginning)
+        self._left_out = beginning.left_out
         walsender = beginning.walsender
         try:
             while True:
@@ -88,10 +125,15 @@ class Session:
                     self._stream(walsender)
                 except StreamingOff as reason:
                     walsender = self._without_streaming(str(reason))
-                except (ConnectError, psycopg.OperationalError) as error:
-                    if not is_lost(error):
+                except (ConnectError, psycopg.OperationalError, Passing) as error:
+                    if not isinstance(error, Passing) and not is_lost(error):
                         raise
                     walsender = self._after_loss(error)
+                except StoreAway as away:
+                    if not self._is_lost():
+                        raise
+                    # The whole server is away, and that is waited for.
+                    walsender = self._after_loss(away)
                 except OperationError as error:
                     # With streaming on PostgreSQL 16 to 18 fail on a table that a large transaction truncates twice,
                     # the first time in a savepoint that was rolled back: "could not map filenumber …".
@@ -101,20 +143,31 @@ class Session:
                         raise self._slot_gone(error, f"--streaming off; {_START_AGAIN}") from None
                     walsender = self._without_streaming(str(error))
         except End:
+            self._leaving = isinstance(self._run.store, PostgresStore)
             self._applier.close()
+            if self._leaving:
+                self._release()
             raise
 
     def _make_core(self, beginning: Beginning) -> Core:
         run = self._run
         run.copies.update(beginning.copies)
         output_position = None
-        if isinstance(run.sink, FileSink) and not isinstance(run.store, MemoryStore):
+        if isinstance(run.sink, FileSink) and self._keeps_state:
             identity = beginning.identity
             held = run.sink.adopt(identity.system_identifier, identity.slot, self._options.format_name)
             for oid, count in held.copies.items():
                 run.copies[oid] = max(run.copies.get(oid, 0), count)
+            if run.sink.moved is not None:
+                self._observer.notice(run.sink.moved)
             # Shared with the sidecar, which is written with each sync.
             held.copies = run.copies
+            begun = any(state.phase is not Phase.INIT for state in beginning.tables.values())
+            if held.position == 0 and beginning.prepared is None and begun:
+                self._observer.notice(
+                    "the output begins in the middle: what was printed before is elsewhere; --resnapshot all copies"
+                    " every table into this one"
+                )
             output_position = held.position or None
         # The memory store costs nothing, so nothing is saved up for it.
         eager = {} if self._persistent else {"store_interval": 0.0, "idle_bytes": 0}
@@ -127,13 +180,14 @@ class Session:
             walsender.close()
         else:
             self._start_receiving(walsender)
-        self._run.delay = FIRST_RETRY
+            self._sweep()
         slice_ = _SLICE
         while True:
             if only and not self._core.copying:
                 raise End("snapshot")
             self._applier.end_between()
             self._read(slice_)
+            self._connections.say_notices()
             began = time.monotonic()
             self._applier.copied(_SLICE)
             # However long a slow reader makes the rows of a copy take, the stream gets as much time: the server keeps
@@ -146,6 +200,7 @@ class Session:
         end = time.monotonic() + seconds
         patience = self._patience()
         while (payloads := self._receive(patience)) is not None:
+            self._run.delay = FIRST_RETRY
             self._applier.payloads(payloads)
             if time.monotonic() >= end:
                 return
@@ -169,7 +224,9 @@ class Session:
     def _start_replication(self, walsender: Walsender) -> None:
         """Start, waiting for a while for another walsender on the slot to end, which may be one of ours that died."""
         position = self._core.resume_position()
-        give_up = time.monotonic() + _HOLDER_PATIENCE
+        patience = self._connections.wal_sender_timeout + _OLD_WALSENDER if self._reconnected else _HOLDER_PATIENCE
+        give_up = time.monotonic() + patience
+        told = False
         while True:
             try:
                 walsender.start_replication(
@@ -179,23 +236,35 @@ class Session:
                     protocol=self._options.protocol,
                     streaming=self._streaming,
                 )
-                self._applier.connected(streaming=self._streaming)
-                return
+                break
             except OperationError as error:
-                if error.sqlstate != "55006" or time.monotonic() >= give_up:
+                if error.sqlstate != "55006":
                     raise
-            self._run.pause(_STEP)
+                slot = self._connections.slot(self._identity.slot)
+                in_use = held(slot) if slot is not None else error
+                if time.monotonic() >= give_up:
+                    raise in_use from None
+            if not told:
+                self._observer.notice(f"{in_use}; waiting for it")
+                told = True
+            self._pause_writing(_STEP)
+        if self._persistent:
+            self._reconnecting.check_not_moved()
+        self._applier.connected(streaming=self._streaming)
 
     def _receive(self, patience: float) -> list[bytes] | None:
         if self._receiver is None:
             self._run.pause(min(patience, _STEP / 10))
             return None
-        if self._run.spool.full:
-            if self._applier.in_progress:
-                # The end of a transaction, which would make room, is behind what there is no room for.
-                raise StreamingOff("the spool is full, and transactions that are going on are in it")
-            # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive.
+        if self._run.spool.full and self._applier.in_progress:
+            # The end of a transaction, which would make room, is behind what there is no room for.
+            raise StreamingOff("the spool is full, and transactions that are going on are in it")
+        if self._run.spool.full and self._core.awaits_rows:
+            # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive. Once all
+            # copies have ended it is the end of this transaction, which is received however large it is.
             self._receiver.check()
+            if self._run.stop:
+                self._run.check_end()
             time.sleep(min(patience, _STEP / 4))
             return None
         payloads = self._receiver.batch(patience)
@@ -216,13 +285,62 @@ class Session:
 
     def _confirm(self, position: Lsn) -> None:
         if self._receiver is not None:
-            self._receiver.confirm(position)
+            # The last word may lie inside the last record; said all the time it would hold up the server's shutdown.
+            self._receiver.confirm(Lsn(position - 1) if self._leaving else position)
+
+    def _sweep(self) -> None:
+        """Once the slot is ours: drop those that supabase/etl has left beside it."""
+        if self._swept or not isinstance(self._run.store, PostgresStore):
+            return
+        self._swept = True
+        leftovers.sweep(self._connections.admin, self._identity.slot, self._left_out, self._observer)
+
+    def _tell_state_elsewhere(self) -> None:
+        """Say that this run starts over, where another store has state of the pipeline and this one has none."""
+        run = self._run
+        if run.options.slot is None:
+            pipeline: int | None = names.pipeline_id(run.target.pipeline_host(), run.target.database())
+        else:
+            pipeline = names.parse_slot(run.options.slot).pipeline_id
+        kept = isinstance(run.store, PostgresStore)
+        if pipeline is None or (kept and run.store.load().tables):
+            return
+        found = leftovers.state_elsewhere(self._connections.admin, pipeline, "postgres" if kept else None)
+        if found is not None:
+            self._observer.notice(f"{found}; this run starts over, without it")
+
+    def _release(self) -> None:
+        """Leave the slot where supabase/etl reads it right, or say that it could not be done."""
+        if self._receiver is not None:
+            self._receiver.close()
+        run, name = self._run, self._identity.slot
+        try:
+            release(
+                self._connections.admin,
+                name,
+                self._core.stored,
+                self._options.publications,
+                run.store.position,
+                seconds=_RELEASE_SECONDS,
+            )
+        except (PgreplError, psycopg.Error) as error:
+            run.observer.notice(
+                f"slot {name} could not be released ({one_line(error)});"
+                " before supabase/etl goes on with it: 'pgrepl state release'"
+            )
 
     def _check_stream(self) -> bool:
         """Say whether there is a stream. Raises ConnectError when it is lost."""
         if self._receiver is not None:
             self._receiver.check()
         return self._receiver is not None
+
+    def _is_lost(self) -> bool:
+        try:
+            self._check_stream()
+        except (ConnectError, Passing):
+            return True
+        return False
 
     def _without_streaming(self, reason: str) -> Walsender:
         """Begin the stream again from the position, with transactions that come when they are whole."""
@@ -255,20 +373,10 @@ class Session:
             raise self._slot_gone(error, _START_AGAIN) from None
         # It may be another connection than the stream's, which holds the slot then.
         self._connections.close()
-        self._observer.warning(f"{one_line(error)}; connecting again")
-        while True:
-            self._pause_writing(self._run.next_delay())
-            try:
-                self._connections.open_admin()
-                self._check_same(preflight.check_server(self._connections.admin, slots=0))
-                walsender = self._connections.walsender(self._identity.slot)
-            except (ConnectError, psycopg.OperationalError) as again:
-                if not is_lost(again):
-                    raise
-                continue
-            self._streaming = self._options.streaming
-            self._observer.notice(f"connected again, going on from {self._core.resume_position()}")
-            return walsender
+        self._reconnected = True
+        walsender = self._reconnecting.again(error)
+        self._streaming = self._options.streaming
+        return walsender
 
     def _slot_gone(self, error: Exception, hint: str) -> PositionError:
         # What has been read is printed, also the beginning of a transaction that did not arrive whole.
@@ -290,27 +398,6 @@ class Session:
             self._applier.copied(_SLICE)
             output.write()
             output.tick()
+            self._applier.reopen_when_asked()
             if self._inbox.is_empty:
                 time.sleep(_STEP / 4)
-
-    def _check_same(self, facts: Server) -> None:
-        """Make sure that what answers now is the server, and the slot, that the connection was lost to."""
-        if facts.system_identifier != self._identity.system_identifier:
-            raise PositionError(
-                f"the server is {facts.system_identifier} now, it was {self._identity.system_identifier}",
-                hint="another server answers at this address",
-            )
-        admin = self._connections.admin
-        slot = next((slot for slot in slots.all_of(admin) if slot.name == self._identity.slot), None)
-        if slot is None or slot.lost or slot.confirmed_flush_lsn is None:
-            raise PositionError(
-                f"the slot {self._identity.slot} {'is gone' if slot is None else 'is lost'},"
-                f" and changes from {self._core.done} on with it",
-                hint="reset the state of all tables ('pgrepl state reset --all') and take a new snapshot",
-            )
-        if slot.confirmed_flush_lsn > self._core.done:
-            raise PositionError(
-                f"the slot {slot.name} is at {slot.confirmed_flush_lsn}, beyond {self._core.done}:"
-                " somebody else has read it",
-                hint="changes in between are gone; take a new snapshot",
-            )

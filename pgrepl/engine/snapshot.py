@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import psycopg
@@ -12,8 +12,8 @@ from pgrepl.catalog import publications
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.tables import lockable, replaced_since_snapshot
 from pgrepl.engine import relations, units
+from pgrepl.engine.relations import Described
 from pgrepl.engine.units import Unit
-from pgrepl.events import Table
 from pgrepl.pgoutput.copytext import CopyRows, Row
 
 _LOCK_TIMEOUT = "5s"
@@ -24,6 +24,8 @@ _NO_SNAPSHOT = (
 )
 _RENAMED = (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable)
 _NOT_LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.UndefinedTable)
+# A table that could not be locked before may be locked by others when its rows are asked for.
+_GONE = (*_RENAMED, psycopg.errors.DeadlockDetected)
 
 
 class SnapshotUnusable(Exception):
@@ -58,6 +60,8 @@ class Snapshot:
             raise SnapshotUnusable(f"the exported snapshot is gone: {error.diag.message_primary}") from None
         # Reading about partitions takes locks on them, too.
         connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
+        # No lock is older than this, so that all of them can be let go without letting go of the snapshot.
+        connection.execute("SAVEPOINT unlocked")
 
     def published(self, names: Sequence[str]) -> list[PublishedTable]:
         """Read what the publications publish as the snapshot sees it."""
@@ -86,6 +90,14 @@ class Snapshot:
         # A table that cannot be locked is waited for by its COPY, for as long as it takes.
         self._connection.execute("SET LOCAL lock_timeout = 0")
 
+    def hold_only(self, tables: Sequence[PublishedTable]) -> None:
+        """Let go of all other tables, and of what an error has left behind; the snapshot stays.
+
+        For a moment nothing is locked, so these are locked and compared anew. Raises SnapshotUnusable.
+        """
+        self._connection.execute("ROLLBACK TO SAVEPOINT unlocked")
+        self.hold(tables)
+
     def verify(self, tables: Sequence[PublishedTable]) -> None:
         """Make sure that the snapshot gives the rows of tables that are locked. Raises SnapshotUnusable."""
         replaced = set(replaced_since_snapshot(self._connection, [table.oid for table in tables]))
@@ -93,7 +105,7 @@ class Snapshot:
             names = ", ".join(table.qualified for table in tables if table.oid in replaced)
             raise SnapshotUnusable(f"{names} was truncated, rewritten, renamed or dropped while the snapshot was taken")
 
-    def read(self, unit: Unit) -> Iterator[list[Row]]:
+    def read(self, unit: Unit) -> Generator[list[Row], None, None]:
         """Read the rows of a unit, some at a time.
 
         Raises SnapshotUnusable when the table or a column has another name by now, or is gone.
@@ -103,7 +115,7 @@ class Snapshot:
             with self._connection.cursor().copy(unit.query()) as stream:
                 for block in stream:
                     yield rows.feed(bytes(block))
-        except _RENAMED as error:
+        except _GONE as error:
             raise SnapshotUnusable(f"{unit.table.qualified} was changed: {error.diag.message_primary}") from None
         rows.finish()
         if unit.table.oid not in self._held:
@@ -112,6 +124,15 @@ class Snapshot:
     def units(self, tables: Sequence[PublishedTable]) -> dict[int, list[Unit]]:
         """Cut the tables into units."""
         return units.plan(self._connection, tables)
+
+    @property
+    def pid(self) -> int:
+        """The backend that holds the locks."""
+        return self._connection.info.backend_pid
+
+    def cancel(self) -> None:
+        """Cancel what is being read or waited for, from another thread."""
+        self._connection.cancel_safe(timeout=1)
 
     def close(self) -> None:
         """End the transaction and its locks."""

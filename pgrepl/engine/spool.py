@@ -19,7 +19,8 @@ from struct import Struct
 from types import TracebackType
 from typing import Final, NamedTuple, cast
 
-from pgrepl.errors import OperationError
+from pgrepl.engine.patience import Patience, at_once
+from pgrepl.errors import OperationError, OutputError
 from pgrepl.lsn import Lsn
 
 MEMORY_BYTES: Final = 8 << 20
@@ -60,11 +61,14 @@ class Spool:
     directory is made. ``full`` is reached at ``limit_bytes``, memory and files together: then stop feeding it. What has
     been received has to go somewhere, so a full spool still takes it.
 
-    For one thread. Every method raises OperationError when the disk is full or fails; ``append`` has then done nothing
-    and may be tried again.
+    For one thread. Every method raises OutputError when the disk is full or fails; ``append`` has then done nothing
+    and may be tried again. ``patiently`` may try each access to the disk again before that.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, directory: Path, limit_bytes: int, memory_bytes: int = MEMORY_BYTES, *, patiently: Patience = at_once
+    ) -> None:
+        self._patiently = patiently
         self._parent = directory
         self._limit = limit_bytes
         self._memory_limit = memory_bytes
@@ -117,8 +121,8 @@ class Spool:
         while sequence.segments:
             # Gone before anything of it is given: what is written meanwhile must not be added to it.
             segment = sequence.segments[0]
-            data = self._read(segment)
-            self._unlink(segment)
+            data = self._patiently(partial(self._read, segment))
+            self._patiently(partial(self._unlink, segment))
             sequence.segments.popleft()
             yield from _entries(data, sequence.first_order)
         data = bytes(sequence.memory)
@@ -131,7 +135,7 @@ class Spool:
         if sequence is not None:
             self._memory -= len(sequence.memory)
             for segment in sequence.segments:
-                self._unlink(segment)
+                self._patiently(partial(self._unlink, segment))
 
     def drop_before(self, key: Hashable, order: int) -> None:
         """Forget the messages of a key with a lower ``order``."""
@@ -143,7 +147,7 @@ class Spool:
             return
         sequence.first_order = max(sequence.first_order, order)
         while sequence.segments and sequence.segments[0].last_order < order:
-            self._unlink(sequence.segments[0])
+            self._patiently(partial(self._unlink, sequence.segments[0]))
             sequence.segments.popleft()
 
     def drop_subtransaction(self, key: Hashable, xid: int) -> None:
@@ -162,11 +166,11 @@ class Spool:
         del sequence.memory[kept:]
         while not sequence.memory and sequence.segments:
             segment = sequence.segments[-1]
-            kept = _without_end(self._read(segment), xid)
+            kept = _without_end(self._patiently(partial(self._read, segment)), xid)
             if kept:
-                self._cut(segment, kept)
+                self._patiently(partial(self._cut, segment, kept))
                 return
-            self._unlink(segment)
+            self._patiently(partial(self._unlink, segment))
             sequence.segments.pop()
 
     def close(self) -> None:
@@ -179,13 +183,13 @@ class Spool:
 
     def _write_largest(self) -> None:
         if self._directory is None:
-            self._directory = _RunDirectory(self._parent)
+            self._directory = self._patiently(lambda: _RunDirectory(self._parent))
         # Down to half, so that many small sequences are not written one by one each time.
         largest = sorted(self._sequences.values(), key=lambda sequence: len(sequence.memory), reverse=True)
         for sequence in largest:
             if self._memory <= self._memory_limit // 2:
                 break
-            self._write(sequence, self._directory)
+            self._patiently(partial(self._write, sequence, self._directory))
 
     def _write(self, sequence: _Sequence, directory: _RunDirectory) -> None:
         if not sequence.segments or sequence.segments[-1].size >= _SEGMENT_BYTES:
@@ -200,6 +204,13 @@ class Spool:
                     # At the place where it belongs: an attempt that failed may have left something there.
                     while written < len(data):
                         written += os.pwrite(file, data[written:], segment.size + written)
+            except OSError:
+                # Others need the room, too, before the next attempt.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file, segment.size)
+                    if not segment.size:
+                        segment.path.unlink()
+                raise
             finally:
                 os.close(file)
         if not segment.size:
@@ -226,7 +237,8 @@ class Spool:
 
     def _unlink(self, segment: _Segment) -> None:
         with _failing("remove", segment.path):
-            segment.path.unlink()
+            # An attempt that failed may have got as far as this.
+            segment.path.unlink(missing_ok=True)
         self._on_disk -= segment.size
 
 
@@ -311,7 +323,7 @@ def _failing(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OperationError(
+        raise OutputError(
             f"cannot {doing} the spool {error.filename or path}: {error.strerror}",
             hint="the spool needs a local disk with room; --spool-dir DIRECTORY names another place",
         ) from None

@@ -6,21 +6,26 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from pgrepl.catalog import server, slots
+from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.server import Server
-from pgrepl.engine import resume
+from pgrepl.catalog.slots import Slot
+from pgrepl.catalog.tables import describe
+from pgrepl.engine import preflight, relations, resume
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.copying import Copier, Prepared
 from pgrepl.engine.core import Phase, TableState
 from pgrepl.engine.patience import in_store
 from pgrepl.engine.run import Run, StartAgain
+from pgrepl.engine.selection import STATE_SCHEMA
 from pgrepl.engine.snapshot import SnapshotUnusable
-from pgrepl.errors import OperationError
+from pgrepl.errors import InputError, OperationError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import CreatedSlot, Walsender
+from pgrepl.sinks.file import FileSink
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.memory import MemoryStore
 
@@ -32,7 +37,7 @@ class Beginning:
     ``walsender`` is the connection that is to stream; ``tables`` are the states that the core starts with, ``due`` what
     is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
     those that an earlier run has told the output of. Tables in ``removed`` have left the publication, of which the
-    catalog was read at that LSN.
+    catalog was read at that LSN; those in ``left_out`` have a state and are published, but not wanted.
     """
 
     identity: Identity
@@ -45,6 +50,7 @@ class Beginning:
     copies: Mapping[int, int] = field(default_factory=dict)
     told: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
 
 
 def temporary_slot_name() -> str:
@@ -64,49 +70,76 @@ class Start:
         self._persistent = run.options.slot is not None
 
     def begin(self, facts: Server, tables: list[PublishedTable]) -> Beginning:
-        """Begin with what the publications have. Raises OperationError, PositionError and StartAgain."""
+        """Begin with what the publications have.
+
+        Raises InputError, OperationError, PositionError and StartAgain; nothing is made or stored before it is known
+        that state, slot and server fit together.
+        """
         name = self._options.slot or temporary_slot_name()
-        identity = Identity(
-            facts.system_identifier or "", facts.timeline or 0, name, ",".join(self._options.publications)
-        )
-        state = self._run.store.load() if self._persistent else StoredState()
-        how = self._resume(state, facts, identity)
+        again = self._again(tables)
+        walsender = self._connections.walsender(name)
+        identity = Identity(*walsender.identify(), name, ",".join(self._options.publications))
+        if not self._persistent:
+            return self._fresh(walsender, identity, tables)
+        slot = self._connections.free_slot(name, facts.database)
+        state = self._run.store.load()
+        how = self._resume(walsender, identity, slot, state)
+        in_memory = isinstance(self._run.store, MemoryStore)
         if how.how == "fresh":
-            if self._persistent and isinstance(self._run.store, MemoryStore):
+            if self._options.from_lsn is not None or (in_memory and not self._options.keep_slot):
                 raise OperationError(
                     f"slot {name} does not exist",
-                    hint=f"'pgrepl slots create {name} --publication …' makes it; without --slot none is needed",
+                    hint=f"'pgrepl slots create {name} --publication …' makes it, and so does --keep-slot"
+                    if in_memory
+                    else "without --from-lsn it is made, and every table copied",
                 )
-            return self._fresh(identity, tables)
+            return self._fresh(walsender, identity, tables)
+        if self._options.keep_slot and self._run.slot_name != name:
+            raise OperationError(
+                f"slot {name} is there already", hint="without --keep-slot it is read from where it stands"
+            )
         assert how.position is not None
-        position = how.position
-        if how.how == "take_over":
-            self._observer.notice(f"slot {name} is there and no position is stored: going on from {position}")
-            in_store(self._run, lambda: self._run.store.begin(identity, position, ()))
-        return self._resumed(identity, position, state, tables)
+        if how.notice is not None:
+            self._observer.notice(how.notice)
+        stored = how.position if state.position is None else state.position
+        if state.position is None or (state.identity is not None and state.identity.timeline != identity.timeline):
+            in_store(self._run, lambda: self._run.store.begin(identity, stored, ()))
+        return self._resumed(walsender, identity, how.position, state, tables, again)
 
-    def _resume(self, state: StoredState, facts: Server, identity: Identity) -> resume.Resume:
-        if not self._persistent:
-            return resume.Resume("fresh", None)
-        admin = self._connections.admin
-        slot = next((slot for slot in slots.all_of(admin) if slot.name == identity.slot), None)
+    def _again(self, tables: list[PublishedTable]) -> set[int]:
+        """Find the tables that are to be copied again. Raises InputError for one that the run does not read."""
+        wanted = self._options.resnapshot
+        if wanted == "all":
+            return {table.oid for table in tables}
+        missing = wanted - {(table.schema, table.name) for table in tables}
+        if missing:
+            named = ", ".join(sorted(".".join(name) for name in missing))
+            there = ", ".join(table.qualified for table in tables[:5]) + (", …" if len(tables) > 5 else "")
+            raise InputError(f"--resnapshot names {named}, which this run does not read", hint=f"it reads {there}")
+        return {table.oid for table in tables if (table.schema, table.name) in wanted}
+
+    def _resume(self, walsender: Walsender, identity: Identity, slot: Slot | None, state: StoredState) -> resume.Resume:
+        moved = state.identity is not None and state.identity.timeline != identity.timeline
+        history = walsender.timeline_history(identity.timeline) if moved else {}
         found = None
         if slot is not None:
-            if slot.database != facts.database:
-                raise OperationError(
-                    f"the slot {slot.name} belongs to database {slot.database}", hint="connect to that database"
-                )
-            found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.lost, slot.verdict.text if slot.lost else None)
-        wal_end, _ = server.wal_ends(admin)
-        return resume.decide(state, found, identity, wal_end, accept_slot_position=self._options.accept_slot_position)
+            found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.verdict.text if slot.lost else None)
+        sink, in_memory = self._run.sink, isinstance(self._run.store, MemoryStore)
+        return resume.decide(
+            state,
+            found,
+            resume.Here(identity, self._connections.wal_end(), history),
+            accept_slot_position=self._options.accept_slot_position,
+            from_lsn=self._options.from_lsn,
+            output=sink.holds_until() if isinstance(sink, FileSink) and not in_memory else None,
+        )
 
-    def _fresh(self, identity: Identity, tables: list[PublishedTable]) -> Beginning:
+    def _fresh(self, walsender: Walsender, identity: Identity, tables: list[PublishedTable]) -> Beginning:
         """Make the slot and take the snapshot that it exports."""
         copy = self._options.snapshot != "never"
         if copy and self._run.slot_name is None and not self._observer.may_copy(tables):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         name = identity.slot
-        walsender = self._connections.walsender(name)
         slot = walsender.create_slot(
             name, temporary=not self._persistent, waiting=self._connections.building(walsender)
         )
@@ -125,8 +158,12 @@ class Start:
         store = self._run.store
         in_store(self._run, lambda: store.begin(identity, slot.consistent_point, oids if copy else ()))
         if not copy:
+            for described in relations.published(self._connections.admin, published).values():
+                in_store(self._run, partial(store.schema, described.definition))
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
+        if self._options.keep_slot:
+            self._observer.notice(f"slot {name} is made and kept; --slot {name} reads on with it")
         return Beginning(
             identity,
             walsender,
@@ -143,29 +180,71 @@ class Start:
         return self._copier.prepare(slot.snapshot_name, slot.consistent_point, None, before)
 
     def _resumed(
-        self, identity: Identity, position: Lsn, state: StoredState, tables: list[PublishedTable]
+        self,
+        walsender: Walsender,
+        identity: Identity,
+        position: Lsn,
+        state: StoredState,
+        tables: list[PublishedTable],
+        again: set[int],
     ) -> Beginning:
-        """Go on from a stored position; what was being copied is copied again."""
+        """Go on from a position; what was being copied is copied again, and what is to be."""
         self._run.slot_name = identity.slot
-        states = {oid: _state(table) for oid, table in state.tables.items()}
-        phase = Phase.READY if self._options.snapshot == "never" else Phase.INIT
+        published = preflight.published_oids(self._connections.admin, self._options.publications)
+        wanted = {table.oid for table in tables}
+        left_out = (state.tables.keys() & published) - wanted
+        self._refuse_to_pass_over({oid: state.tables[oid] for oid in left_out})
+        self._tell_errored({oid: state.tables[oid] for oid in state.tables.keys() & wanted - again}, tables)
+        states = {oid: _state(table) for oid, table in state.tables.items() if oid not in left_out}
+        removed = states.keys() - published
+        for oid in removed:
+            if states[oid].phase is Phase.INIT:
+                # There is nothing left to copy.
+                states[oid] = TableState(Phase.ERRORED)
         for table in tables:
-            states.setdefault(table.oid, TableState(phase))
-        published = {table.oid for table in tables}
+            if table.oid in again or table.oid not in states:
+                states[table.oid] = TableState(Phase.INIT)
+            if self._options.snapshot == "never" and states[table.oid].phase is Phase.INIT:
+                # Its state stays as it is stored, so that a later run copies it.
+                states[table.oid] = TableState(Phase.READY)
         read_at, _ = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
         if due and not self._observer.may_copy(due):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         return Beginning(
             identity,
-            self._connections.walsender(identity.slot),
+            walsender,
             position,
             states,
             due,
             copies=state.copies,
             told=state.told,
-            removed={oid: read_at for oid in states if oid not in published},
+            removed=dict.fromkeys(removed, read_at),
+            left_out=frozenset(left_out),
         )
+
+    def _refuse_to_pass_over(self, left_out: Mapping[int, StoredTable]) -> None:
+        """Raise InputError when the changes of a table would be lost that the state says to be up to date."""
+        current = [oid for oid, table in left_out.items() if table.phase in ("ready", "sync_done")]
+        if not current:
+            return
+        found = describe(self._connections.admin, current).values()
+        lost = ", ".join(f"{table.schema}.{table.name}" for table in found if table.schema != STATE_SCHEMA)
+        if lost:
+            raise InputError(
+                f"the changes of {lost} would be passed over, which the state says to be up to date",
+                hint="read all tables as before, or 'pgrepl state reset' them first: they are copied again later",
+            )
+
+    def _tell_errored(self, stored: Mapping[int, StoredTable], tables: Sequence[PublishedTable]) -> None:
+        for table in tables:
+            state = stored.get(table.oid)
+            if state is None or state.phase != "errored":
+                continue
+            hint = f"'pgrepl state reset {table.qualified}' makes it be copied again"
+            if state.retry_at is not None:
+                hint = f"it is tried again at {state.retry_at:%Y-%m-%d %H:%M:%S %Z}"
+            self._observer.warning(f"{table.qualified} is errored and not read: {state.reason}", hint=hint)
 
 
 def _state(stored: StoredTable) -> TableState:
@@ -175,6 +254,6 @@ def _state(stored: StoredTable) -> TableState:
         case "sync_done":
             return TableState(Phase.SYNC_DONE, stored.lsn)
         case "errored":
-            return TableState(Phase.ERRORED)
+            return TableState(Phase.ERRORED, retry_at=stored.retry_at.timestamp() if stored.retry_at else None)
         case _:
             return TableState(Phase.INIT)

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
+from typing import NoReturn
 
 from psycopg import Error, pq
 
@@ -20,7 +21,8 @@ from pgrepl.errors import PgreplError, PositionError
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput.messages import POSTGRES_EPOCH_US
 from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data, status_update
-from pgrepl.replication.walsender import ConnectionLost, Walsender, lost_connection, result_error
+from pgrepl.replication.verdicts import ConnectionLost, result_error
+from pgrepl.replication.walsender import Walsender, lost_connection
 
 BUFFER_BYTES = 16 << 20
 _BATCH_BYTES = 256 << 10
@@ -214,6 +216,10 @@ class Receiver:
         size = 0
         while True:
             length, data = pgconn.get_copy_data(1)
+            if self._walsender.skipped_publication is not None:
+                # What comes behind the notice must not be taken: a later position would hide what was skipped.
+                self._hand_over(payloads, size)
+                self._skipped(self._walsender.skipped_publication)
             if length > 0:
                 found = True
                 payload = bytes(data)
@@ -230,13 +236,11 @@ class Receiver:
                 self._hand_over(payloads, size)
                 self._end_of_stream()
         self._hand_over(payloads, size)
-        if self._walsender.skipped_publication is not None:
-            raise PositionError(
-                f"the server skips changes: {self._walsender.skipped_publication}",
-                hint="they were made while a publication was missing and cannot be read any more; take a new snapshot",
-                sqlstate="55000",
-            )
         return found
+
+    @staticmethod
+    def _skipped(notice: str) -> NoReturn:
+        raise PositionError(f"the server skips changes that are older than the publication: {notice}", sqlstate="55000")
 
     def _keepalive(self, payload: bytes) -> None:
         message = parse_copy_data(payload)

@@ -5,33 +5,40 @@ from __future__ import annotations
 import re
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from psycopg import Error, pq
 from psycopg import connect as psycopg_connect
 
-from pgrepl.connection import connect_error, one_line, session_params
-from pgrepl.errors import ConnectError, OperationError, PgreplError, PositionError
+from pgrepl.connection import one_line, session_params
+from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.names import check_slot_name, quote_ident
+from pgrepl.replication.verdicts import ConnectionLost, refused, result_error
 
 if TYPE_CHECKING:
     from psycopg import Connection
+    from psycopg.errors import Diagnostic
 
     from pgrepl.conninfo import ConnectionTarget
 
 _WAIT_STEP = 0.25
 _CANCEL_SECONDS = 5.0
+_SKIPS_PUBLICATION = "LoadPublications"
 
 # What takes time is told to the caller: how many seconds so far. It may raise to break the wait off.
 Waiting = Callable[[float], None]
 
 
-class ConnectionLost(ConnectError):
-    """A connection that was there is gone: the server went away, shut down, or ended the session."""
+class Notice(NamedTuple):
+    """Something that the server says beside its answers."""
+
+    text: str
+    hint: str | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Walsender:
         self._connection = connection
         self.pgconn = connection.pgconn
         self.skipped_publication: str | None = None
+        self._notices: deque[Notice] = deque()
         connection.add_notice_handler(self._notice)
 
     @classmethod
@@ -64,14 +72,26 @@ class Walsender:
         try:
             connection = psycopg_connect("", autocommit=True, **params)  # type: ignore[arg-type]
         except Error as error:
-            raise _refused(error, target) from None
+            raise refused(error, target) from None
         return cls(connection)
 
-    def _notice(self, diagnostic: object) -> None:
+    def _notice(self, diagnostic: Diagnostic) -> None:
+        text = diagnostic.message_primary or ""
         # PostgreSQL 18 goes on without a publication that did not exist at the time of a change; its changes are lost.
-        text = getattr(diagnostic, "message_primary", None) or ""
-        if getattr(diagnostic, "sqlstate", None) == "55000" and "publication" in text:
+        # Its messages may be in any language, its functions are not.
+        skipped = diagnostic.source_function == _SKIPS_PUBLICATION or text.startswith("skipped loading publication")
+        if diagnostic.sqlstate == "55000" and skipped:
             self.skipped_publication = text
+            return
+        detail = f" ({diagnostic.message_detail})" if diagnostic.message_detail else ""
+        self._notices.append(Notice(text + detail, diagnostic.message_hint))
+
+    def take_notices(self) -> list[Notice]:
+        """Take what the server has said beside its answers and the stream."""
+        notices = []
+        while self._notices:
+            notices.append(self._notices.popleft())
+        return notices
 
     @property
     def pid(self) -> int:
@@ -111,6 +131,21 @@ class Walsender:
         if match is None:
             raise OperationError(f"wal_sender_timeout has the unexpected value {text!r}")
         return int(match[1]) * {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, None: 0.001}[match[2]]
+
+    def identify(self) -> tuple[str, int]:
+        """Ask for the system identifier and the timeline of the server."""
+        ((system_identifier, timeline, *_rest),) = self.query("IDENTIFY_SYSTEM")
+        assert system_identifier is not None
+        assert timeline is not None
+        return system_identifier, int(timeline)
+
+    def timeline_history(self, timeline: int) -> dict[int, Lsn]:
+        """Read where each earlier timeline was left on the way to this one, by number."""
+        if timeline == 1:
+            return {}
+        ((_, content),) = self.query(f"TIMELINE_HISTORY {timeline}")
+        lines = (line.split("\t") for line in (content or "").splitlines() if line.strip() and line[0] != "#")
+        return {int(number): Lsn.parse(left_at) for number, left_at, *_ in lines}
 
     def create_slot(self, name: str, *, temporary: bool, waiting: Waiting | None = None) -> CreatedSlot:
         """Create a slot and export the snapshot that fits its consistent point.
@@ -163,12 +198,19 @@ class Walsender:
         if result is None:
             raise ConnectionLost("the server ended the replication connection")
         if result.status == pq.ExecStatus.FATAL_ERROR:
+            # Only then can the next command be sent, for instance the same one again; what was said first counts.
+            with suppress(ConnectionLost):
+                self._finish(waiting)
             raise result_error(result, f"{command.split()[0]} failed")
         if result.status != pq.ExecStatus.COPY_BOTH:
-            with lost_connection():
-                while self._result(waiting) is not None:
-                    pass
+            self._finish(waiting)
         return result
+
+    def _finish(self, waiting: Waiting | None) -> None:
+        """Read to the end of a command's results."""
+        with lost_connection():
+            while self._result(waiting) is not None:
+                pass
 
     def _result(self, waiting: Waiting | None) -> pq.abc.PGresult | None:
         began = time.monotonic()
@@ -190,51 +232,6 @@ def lost_connection() -> Iterator[None]:
         yield
     except Error as error:
         raise ConnectionLost(f"the replication connection was lost: {one_line(error)}") from None
-
-
-_LOST = re.compile("57P0[1-4]|08...|53300", re.ASCII)
-_SLOT_INVALID = (
-    "cannot read from logical replication slot",
-    "can no longer get changes",
-    "can no longer access replication slot",
-)
-
-
-def result_error(result: pq.abc.PGresult, doing: str) -> PgreplError:
-    """Turn an error result of the walsender into the verdict on it: try again, give up, or ask a person."""
-
-    def field(code: pq.DiagnosticField) -> str | None:
-        return _text(result.error_field(code))
-
-    state = field(pq.DiagnosticField.SQLSTATE)
-    text = field(pq.DiagnosticField.MESSAGE_PRIMARY) or "no message"
-    hint = field(pq.DiagnosticField.MESSAGE_HINT)
-    message = f"{doing}: {text}"
-    if state is None or _LOST.fullmatch(state):
-        return ConnectionLost(message, hint=hint, sqlstate=state)
-    if state == "55000" and any(part in text for part in _SLOT_INVALID):
-        return PositionError(message, hint="the slot is lost: a new one and a new snapshot are needed", sqlstate=state)
-    if state == "53400":
-        hint = "drop a slot that is not needed (pgrepl slots list), or raise max_replication_slots"
-    elif state == "42501":
-        hint = "the role needs the REPLICATION attribute: ALTER ROLE … REPLICATION"
-    elif state == "42704" and "publication" in text:
-        hint = "the publication did not exist when the change was made; create publications before slots"
-    return OperationError(message, hint=hint, sqlstate=state)
-
-
-def _refused(error: Error, target: ConnectionTarget) -> PgreplError:
-    # libpq gives no SQLSTATE for a failed start, so the two refusals that are no connection problem are told by their
-    # text.
-    text = str(error)
-    reason = connect_error(error, target)
-    if "WAL sender" in text or "walsender" in text:
-        return OperationError(str(reason), hint="the role needs the REPLICATION attribute: ALTER ROLE … REPLICATION")
-    if "max_wal_senders" in text:
-        return OperationError(
-            str(reason), hint="all walsenders are in use: raise max_wal_senders, or stop another consumer"
-        )
-    return reason
 
 
 def _text(value: bytes | None) -> str | None:

@@ -13,7 +13,14 @@ class Sink(Protocol):
     ``write`` takes whole lines and may block. ``mark`` says that the first ``written`` bytes of this run hold every
     transaction before ``position`` whole, and of later ones nothing that counts. ``durable`` is the position of the
     last mark that survives what the sink promises to survive.
+
+    Everything may raise OutputError: then the same call may be made again, with the same data, of which nothing is
+    written twice. After a SyncError nothing proves that what was written since the last sync is there.
     """
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether what follows the last durable mark can be thrown away, and written anew."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -23,6 +30,9 @@ class Sink(Protocol):
 
     def sync(self) -> None:
         """Make everything up to the last mark durable now."""
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, when the old one has been renamed; all of it is marked."""
 
     def tick(self) -> None:
         """Do what is due by now; called at least several times a second while nothing else is."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 from typing import Literal
 
-from pgrepl.errors import InputError, OperationError, PositionError
+from pgrepl.errors import InputError, OutputError, PositionError, SyncError
 from pgrepl.lsn import Lsn
 from pgrepl.sinks import sidecar
 from pgrepl.sinks.sidecar import Sidecar
@@ -21,10 +22,10 @@ class FileSink:
     """Write lines to a file and sync it every ``interval`` seconds.
 
     The file is opened at once, so that one that cannot be written is an InputError before anything is changed anywhere.
-    Raises OperationError when a write or a sync fails; the bytes of a write that failed half-way are cut off again.
 
     ``adopt`` puts a sidecar beside the file. From then on each sync is followed by a new sidecar, and a run that begins
-    where another was killed cuts the file to what the sidecar vouches for: so the file holds every change once.
+    where another was killed cuts the file to what the sidecar vouches for: so the file holds every change once. After a
+    SyncError ``adopt`` does the same for a run that goes on.
     """
 
     def __init__(
@@ -34,25 +35,39 @@ class FileSink:
         self._interval = interval
         self._existing = existing
         self._sidecar: Sidecar | None = None
+        # What has been marked, and the last mark that was made durable.
         self._marked: tuple[int, Lsn] = (0, Lsn(0))
-        self._durable = Lsn(0)
+        self._vouched: tuple[int, Lsn] = (0, Lsn(0))
         self._dirty = False
         try:
+            self._regular = not self._path.exists() or self._path.is_file()
             self._fd = self._open()
-            self._regular = self._path.is_file()
-            self._start = os.fstat(self._fd).st_size if self._regular else 0
+            # Where in the file the bytes of this run begin.
+            self._base = self._size()
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from None
         self._written = 0
+        # How much of the data of an attempt to write that failed stands in the file.
+        self._taken = 0
         self._synced = time.monotonic()
+        self.moved: str | None = None
+        """What there is to say about a file that was renamed while nobody wrote to it."""
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        # Regular ones are read too, for the sidecar.
+        access = os.O_RDWR if self._regular else os.O_WRONLY
+        return os.open(self._path, access | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def _size(self) -> int:
+        return os.fstat(self._fd).st_size if self._regular else 0
+
+    def _inode(self) -> int:
+        return os.fstat(self._fd).st_ino
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing stands in the file yet."""
-        return self._start == 0
+    def can_go_back(self) -> bool:
+        """A sidecar says to where."""
+        return self._sidecar is not None
 
     def begin(self) -> None:
         """Make the file ready for a run that keeps nothing: appended to, emptied, or refused with what stands in it.
@@ -60,53 +75,99 @@ class FileSink:
         Raises InputError.
         """
         if self._existing == "overwrite":
-            self._cut(0)
-            sidecar.path_of(self._path).unlink(missing_ok=True)
-        elif self._existing == "refuse" and not self.is_empty:
+            self._empty()
+        elif self._existing == "refuse" and self._size():
             raise InputError(
                 f"{self._path} is not empty", hint="--append writes on at its end, --overwrite begins it anew"
             )
 
+    def _empty(self) -> None:
+        # In this order: a sidecar without its file would say that the file was moved away.
+        sidecar.path_of(self._path).unlink(missing_ok=True)
+        self._cut(0)
+
+    def holds_until(self) -> Lsn:
+        """Up to which position the file, and those that it was before, hold everything; 0/0 for a new one."""
+        found = None if self._existing == "overwrite" else sidecar.read(self._path)
+        return Lsn(0) if found is None else found.position
+
     def adopt(self, system_identifier: str, slot: str, format_name: str) -> Sidecar:
         """Make the file ready for a run that goes on from a stored state, and give what it holds.
 
-        A new or emptied file has the position 0/0. Raises InputError for a file that is another's, and PositionError
-        for one that is shorter than its sidecar says.
+        A new or emptied file has the position 0/0; one whose predecessor was renamed goes on where that one ends.
+        Raises InputError for a file that is another's, and PositionError for one that is not what its sidecar says.
         """
-        found = None if self._existing == "overwrite" else sidecar.read(self._path)
+        size = self._size()
         if self._existing == "overwrite":
-            self._cut(0)
-        if found is not None and self.is_empty and found.offset > 0:
-            # The file was moved away or emptied by its owner: it begins anew.
-            found = None
+            self._empty()
+            size = 0
+        found = sidecar.read(self._path)
         if found is None:
-            if not self.is_empty and self._existing != "append":
+            if size and self._existing == "refuse":
                 raise InputError(
                     f"{self._path} is not empty and has no sidecar that says what it holds",
                     hint="--append writes on at its end, --overwrite begins it anew",
                 )
-            found = Sidecar(self._start, Lsn(0), system_identifier, slot, format_name)
-        elif (found.slot, found.format) != (slot, format_name):
+            found = Sidecar(size, Lsn(0), system_identifier, slot, format_name)
+        else:
+            self._check_owner(found, system_identifier, slot, format_name)
+            if size == 0 and (found.offset > 0 or found.inode != self._inode()):
+                self._follow_rename(found)
+                found.offset = 0
+            else:
+                self._check_content(found, size)
+        self._cut(found.offset)
+        self._sidecar = found
+        self._describe(self._fd)
+        self._marked = self._vouched = (self._written, found.position)
+        # Only the first time: a run that goes back to its last sync has written the file itself.
+        self._existing = "refuse"
+        return found
+
+    def _check_owner(self, found: Sidecar, system_identifier: str, slot: str, format_name: str) -> None:
+        if (found.slot, found.format) != (slot, format_name):
             raise InputError(
                 f"{self._path} holds {found.format} of slot {found.slot}, not {format_name} of slot {slot}",
                 hint="write to another file, or begin this one anew with --overwrite",
             )
-        elif found.system_identifier != system_identifier:
+        if found.system_identifier != system_identifier:
             raise PositionError(
                 f"{self._path} was written from server {found.system_identifier}, and this is {system_identifier}",
                 hint="write to another file, or begin this one anew with --overwrite",
             )
-        elif self._start < found.offset:
+
+    def _check_content(self, found: Sidecar, size: int) -> None:
+        hint = "part of the file is lost: restore it, or begin anew with --overwrite and a new snapshot"
+        if size < found.offset:
             raise PositionError(
-                f"{self._path} has {self._start} bytes, and {found.offset} had been written and synced",
-                hint="part of the file is lost: restore it, or begin anew with --overwrite and a new snapshot",
+                f"{self._path} has {size} bytes, and {found.offset} had been written and synced", hint=hint
             )
-        self._cut(found.offset)
-        self._sidecar = found
-        self._marked = (0, found.position)
-        self._durable = found.position
-        sidecar.write(self._path, found)
-        return found
+        if found.contradicts(self._fd):
+            raise PositionError(f"{self._path} is not the file that had been written", hint=hint)
+
+    def _follow_rename(self, found: Sidecar) -> None:
+        """Cut off of the file that was this one what will come again, since this one goes on at the same position."""
+        begins = f"{self._path} begins anew at {found.position}"
+        if found.inode == self._inode():
+            self.moved = f"{begins}: it was emptied"
+            return
+        try:
+            old = found.find(self._path.parent)
+            if old is not None:
+                self.moved = f"{begins}, where {old} ends"
+                fd = os.open(old, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.ftruncate(fd, found.offset)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                return
+        except OSError as error:
+            raise OutputError(f"cannot truncate the file that {self._path} was: {error.strerror}") from None
+        self.moved = (
+            f"{begins}; the file that it was is not beside it:"
+            f" what that one holds beyond byte {found.offset} comes again"
+        )
 
     def _cut(self, size: int) -> None:
         try:
@@ -114,24 +175,41 @@ class FileSink:
                 os.ftruncate(self._fd, size)
                 os.fsync(self._fd)
         except OSError as error:
-            raise OperationError(f"cannot truncate {self._path}: {error.strerror}") from None
-        self._start = size
+            raise OutputError(f"cannot truncate {self._path}: {error.strerror}") from None
+        self._base = size - self._written
+        self._taken = 0
+        self._dirty = False
 
     def write(self, data: bytes) -> None:
-        """Append all of it."""
-        before = os.fstat(self._fd).st_size
-        rest = memoryview(data)
+        """Append all of it; given again after an error, the rest of it."""
+        if self._sidecar is not None and not self._sidecar.head:
+            # Before the file holds anything, so that it is known again whatever becomes of it.
+            self._describe(self._fd, data)
         try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            while self._taken < len(data):
+                self._taken += os.write(self._fd, memoryview(data)[self._taken :])
         except BrokenPipeError:
             raise
         except OSError as error:
-            if self._regular:
-                os.ftruncate(self._fd, before)
-            raise OperationError(f"cannot write {self._path}: {error.strerror}") from None
+            self._keep_whole_lines(data)
+            raise OutputError(
+                f"cannot write {self._path}: {error.strerror}", hint="make room, and it goes on by itself"
+            ) from None
+        self._taken = 0
         self._written += len(data)
         self._dirty = True
+
+    def _keep_whole_lines(self, data: bytes) -> None:
+        """Cut off the beginning of a line, which nobody should find in the file while the rest cannot be written.
+
+        Where even that fails, the next attempt goes on in the middle of the line.
+        """
+        end = self._base + self._written + self._taken
+        surplus = self._taken - (data.rfind(b"\n", 0, self._taken) + 1)
+        with contextlib.suppress(OSError):
+            if surplus and self._regular and self._size() == end:
+                os.ftruncate(self._fd, end - surplus)
+                self._taken -= surplus
 
     def mark(self, written: int, position: Lsn) -> None:
         """Take note of a boundary; sync when it is due."""
@@ -140,7 +218,7 @@ class FileSink:
 
     def durable(self) -> Lsn:
         """The last mark that was followed by a sync, and with a sidecar by a new one."""
-        return self._durable
+        return self._vouched[1]
 
     def tick(self) -> None:
         """Sync when it is due."""
@@ -148,36 +226,80 @@ class FileSink:
             self.sync()
 
     def _pending(self) -> bool:
-        return self._dirty or self._marked[1] > self._durable
+        return self._dirty or self._marked != self._vouched
 
     def sync(self) -> None:
-        """Make everything up to the last mark durable."""
+        """Make everything up to the last mark durable. Raises SyncError."""
         if not self._pending():
             return
         marked, position = self._marked
+        self._sync_data()
+        self._dirty = self._written > marked
+        if self._sidecar is not None:
+            self._sidecar.offset = self._base + marked
+            self._sidecar.position = position
+            sidecar.write(self._path, self._sidecar)
+        self._vouched = (marked, position)
+        self._synced = time.monotonic()
+
+    def _describe(self, fd: int, coming: bytes = b"") -> None:
+        assert self._sidecar is not None
+        try:
+            self._sidecar.describe(fd, coming)
+        except OSError as error:
+            raise OutputError(f"cannot read {self._path}: {error.strerror}") from None
+        try:
+            sidecar.write(self._path, self._sidecar)
+        except OutputError:
+            # So that the next attempt does it again.
+            self._sidecar.head = 0
+            raise
+
+    def _sync_data(self) -> None:
         try:
             if self._regular and self._dirty:
                 os.fdatasync(self._fd)
         except OSError as error:
-            raise OperationError(f"cannot sync {self._path}: {error.strerror}") from None
-        self._synced = time.monotonic()
-        self._dirty = self._written > marked
-        if self._sidecar is not None:
-            self._sidecar.offset = self._start + marked
-            self._sidecar.position = position
-            sidecar.write(self._path, self._sidecar)
-        self._durable = position
+            raise SyncError(
+                f"cannot sync {self._path}: {error.strerror}",
+                hint=f"what was written after {self._vouched[1]} may not be on the disk",
+            ) from None
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, when the old one has been renamed.
+
+        Everything in the old one must be marked. Raises InputError when there is no fit file, and the old one stays.
+        """
+        self.sync()
+        if not self._regular:
+            return
+        try:
+            fd = self._open()
+        except OSError as error:
+            raise InputError(f"cannot open {self._path} anew: {error.strerror}") from None
+        taken_over = False
+        try:
+            new, old = os.fstat(fd), os.fstat(self._fd)
+            if (new.st_dev, new.st_ino) == (old.st_dev, old.st_ino):
+                return
+            if new.st_size and self._existing != "append":
+                raise InputError(f"{self._path} is not empty, it cannot be the new file")
+            if self._sidecar is not None:
+                self._sidecar.offset = new.st_size
+                self._describe(fd)
+            taken_over = True
+        finally:
+            os.close(self._fd if taken_over else fd)
+        self._fd = fd
+        self._base = new.st_size - self._written
 
     def close(self) -> None:
         """Sync and close; a second call does nothing."""
         if self._fd < 0:
             return
-        try:
-            self.sync()
-            if self._regular and self._dirty:
-                os.fdatasync(self._fd)
-        except OSError as error:
-            raise OperationError(f"cannot sync {self._path}: {error.strerror}") from None
-        finally:
-            os.close(self._fd)
-            self._fd = -1
+        self.sync()
+        # Also what follows the last mark.
+        self._sync_data()
+        self._dirty = False
+        os.close(self._fd)
+        self._fd = -1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgrepl.errors import InputError, OperationError
+from pgrepl.errors import InputError, OutputError
 from pgrepl.lsn import Lsn
 
 SUFFIX = ".pgrepl"
+_HEAD_BYTES = 1024
 
 
 @dataclass
@@ -18,7 +20,8 @@ class Sidecar:
     """What is known of an output file: its first ``offset`` bytes hold every transaction before ``position``.
 
     ``system_identifier`` and ``slot`` say whose changes they are, ``format`` how they are written, and ``copies`` how
-    often each table (by OID) has been copied into it.
+    often each table (by OID) has been copied into it. By ``inode`` the file is found under another name, and by the
+    ``digest`` of its first ``head`` bytes, which may be more than count, it is told from any other.
     """
 
     offset: int
@@ -27,6 +30,37 @@ class Sidecar:
     slot: str
     format: str
     copies: dict[int, int] = field(default_factory=dict)
+    inode: int = 0
+    head: int = 0
+    digest: str = ""
+
+    def describe(self, fd: int, coming: bytes = b"") -> None:
+        """Take down what the file is known by that is open as ``fd``; ``coming`` is what an empty one will hold."""
+        self.inode = os.fstat(fd).st_ino
+        beginning = os.pread(fd, _HEAD_BYTES, 0) or coming[:_HEAD_BYTES]
+        self.head, self.digest = len(beginning), _digest(beginning)
+
+    def contradicts(self, fd: int) -> bool:
+        """Whether a file begins with something else than what was written; one that was cut has less of it."""
+        beginning = os.pread(fd, self.head, 0)
+        return len(beginning) == self.head and _digest(beginning) != self.digest
+
+    def find(self, directory: Path) -> Path | None:
+        """Find the file by whatever name it has in a directory."""
+        for entry in os.scandir(directory):
+            if self.head and entry.inode() == self.inode and entry.is_file(follow_symlinks=False):
+                fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    # An inode's number is given out again once its file is deleted.
+                    whole = os.fstat(fd).st_size >= max(self.head, self.offset)
+                    return Path(entry.path) if whole and not self.contradicts(fd) else None
+                finally:
+                    os.close(fd)
+        return None
+
+
+def _digest(beginning: bytes) -> str:
+    return hashlib.sha256(beginning).hexdigest()[:16]
 
 
 def path_of(output: Path) -> Path:
@@ -40,13 +74,15 @@ def read(output: Path) -> Sidecar | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         copies = {int(oid): int(count) for oid, count in document["copies"].items()}
-        offset = document["offset"]
-        if not isinstance(offset, int) or offset < 0:
-            raise ValueError("offset")
-        system_identifier, slot, format_name = (document[key] for key in ("system_identifier", "slot", "format"))
-        if not all(isinstance(name, str) for name in (system_identifier, slot, format_name)):
+        offset, inode, head = numbers = [document[key] for key in ("offset", "inode", "head")]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError("numbers")
+        names = [document[key] for key in ("system_identifier", "slot", "format", "digest")]
+        if not all(isinstance(name, str) for name in names):
             raise ValueError("names")
-        return Sidecar(offset, Lsn.parse(document["position"]), system_identifier, slot, format_name, copies)
+        system_identifier, slot, format_name, digest = names
+        position = Lsn.parse(document["position"])
+        return Sidecar(offset, position, system_identifier, slot, format_name, copies, inode, head, digest)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -58,7 +94,7 @@ def read(output: Path) -> Sidecar | None:
 
 
 def write(output: Path, sidecar: Sidecar) -> None:
-    """Replace the sidecar as one step that survives a crash of the machine. Raises OperationError."""
+    """Replace the sidecar as one step that survives a crash of the machine. Raises OutputError."""
     path = path_of(output)
     temporary = path.with_name(path.name + ".new")
     document = {
@@ -68,17 +104,24 @@ def write(output: Path, sidecar: Sidecar) -> None:
         "system_identifier": sidecar.system_identifier,
         "slot": sidecar.slot,
         "format": sidecar.format,
+        "inode": sidecar.inode,
+        "head": sidecar.head,
+        "digest": sidecar.digest,
         "copies": {str(oid): count for oid, count in sorted(sidecar.copies.items())},
     }
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        # Another file each time: one whose sync has failed is not trusted again.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(json.dumps(document) + "\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
-        raise OperationError(f"cannot write {path}: {error.strerror}") from None
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}", hint="make room, and it goes on by itself"
+        ) from None
 
 
 def _sync_directory(directory: Path) -> None:

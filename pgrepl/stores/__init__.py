@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, Protocol
 
 from pgrepl.catalog.definitions import Definition
@@ -30,7 +31,7 @@ class StoredTable:
     phase: StoredPhase
     lsn: Lsn | None = None
     reason: str | None = None
-    retry_at: str | None = None
+    retry_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from pgrepl import connection as sql_connection
-from pgrepl.catalog import etl_types, server
-from pgrepl.catalog.definitions import Definition, of_description
-from pgrepl.catalog.tables import describe
+from pgrepl.catalog import etl_manifest, etl_types, server
+from pgrepl.catalog.definitions import Definition
+from pgrepl.catalog.etl_schema import TRACKER
 from pgrepl.conninfo import ConnectionTarget
-from pgrepl.errors import OperationError
+from pgrepl.errors import InputError, OperationError, PositionError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
 from pgrepl.names import apply_slot, signed_id, unsigned_id
@@ -93,7 +94,7 @@ class PostgresStore:
     def _open(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = sql_connection.connect(self._target, "pgrepl state")
-            # What is confirmed to the slot rests on these commits: they survive a crash of the server, as the slot may.
+            # What is confirmed to the slot rests on these commits, which must survive a crash as the slot may.
             self._connection.execute(
                 "SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE current_setting('synchronous_commit') = 'off'"
@@ -119,16 +120,45 @@ class PostgresStore:
                 hint="pgrepl migrations apply, or pgrepl setup --store postgres",
             )
 
-    def prepare(self) -> None:
-        """Make sure that the schema is there, and make the table of pgrepl's own where it is missing.
+    def _check_published(self) -> None:
+        changed = [version for version, checksum in self._recorded() if not _is_published(version, checksum)]
+        if changed:
+            raise OperationError(
+                f"etl.{TRACKER} records another checksum for {', '.join(map(str, changed))} than the published one:"
+                " supabase/etl refuses such a database, and nobody knows what its tables are like",
+                hint="'pgrepl doctor --store postgres --only etl.checksums' says how to set it right",
+            )
 
-        Raises OperationError with what to run when the migrations are missing, or when the role may not make the table.
+    def _recorded(self) -> list[tuple[int, str]]:
+        """Read the versions and checksums of the tracker, where there is one."""
+        connection = self._open()
+        if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{TRACKER}"]).fetchone() == (True,):
+            return []
+        try:
+            query = f"SELECT version, encode(checksum, 'hex') FROM etl.{TRACKER} ORDER BY version"  # noqa: S608
+            return connection.execute(query).fetchall()
+        except psycopg.errors.InsufficientPrivilege:
+            raise OperationError(
+                f"role {connection.info.user} may not read etl.{TRACKER}",
+                hint=f'run as its owner: GRANT SELECT ON etl.{TRACKER} TO "{connection.info.user}"',
+                sqlstate="42501",
+            ) from None
+
+    def prepare(self) -> None:
+        """Make sure that the migrations are there as published, and make the table of pgrepl's own where it is missing.
+
+        Raises OperationError with what to run when the migrations are missing, when another checksum is recorded for
+        one of them, and when the role may not make the table.
         """
         self.check()
+        self._check_published()
         connection = self._open()
         if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
             try:
                 connection.execute(CREATE_PIPELINES)
+            except (psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+                # Another pipeline has made it just now.
+                pass
             except psycopg.errors.InsufficientPrivilege:
                 user = connection.info.user
                 script = " ".join(CREATE_PIPELINES.split())
@@ -434,11 +464,17 @@ class PostgresStore:
             )
 
     def _move(self, position: Lsn) -> None:
-        self._execute(
+        moved = self._execute(
             f"UPDATE etl.{PIPELINES} SET position = greatest(position, %s::pg_lsn), updated_at = now()"  # noqa: S608
             " WHERE pipeline_id = %s",
             [str(position), self._id],
         )
+        if moved.rowcount != 1:
+            # A position that is not stored must never be confirmed.
+            raise PositionError(
+                f"the state of pipeline {unsigned_id(self._id)} is gone: it was reset meanwhile, or another server"
+                " answers at its address"
+            )
 
     def _store_version(self, table: Definition, snapshot: Lsn) -> None:
         row = self._execute(
@@ -464,23 +500,37 @@ class PostgresStore:
             )
 
 
+def _is_published(version: int, checksum: str) -> bool:
+    """Whether a recorded checksum is the published one; a version that nobody has published is not judged here."""
+    migration = etl_manifest.find(version)
+    return migration is None or migration.checksum == checksum
+
+
 def _kind(metadata: Any) -> str:
     kind = metadata.get("type") if isinstance(metadata, dict) else None
     return kind if isinstance(kind, str) else "unknown"
 
 
 def _stored_table(oid: int, metadata: Any) -> StoredTable:
-    kind = metadata.get("type") if isinstance(metadata, dict) else None
-    match kind:
-        case "init" | "data_sync" | "finished_copy" | "ready":
-            return StoredTable(kind)
-        case "sync_done":
-            return StoredTable("sync_done", Lsn.parse(metadata["lsn"]))
-        case "errored":
-            policy = metadata.get("retry_policy") or {}
-            return StoredTable("errored", None, metadata.get("reason"), policy.get("next_retry"))
-        case _:
-            raise OperationError(
-                f"the stored state of table {oid} is not understood: {json.dumps(metadata)}",
-                hint="pgrepl state reset makes the table be copied again",
-            )
+    try:
+        match _kind(metadata):
+            case "init" | "data_sync" | "finished_copy" | "ready" as phase:
+                return StoredTable(phase)
+            case "sync_done":
+                return StoredTable("sync_done", Lsn.parse(metadata["lsn"]))
+            case "errored":
+                return StoredTable("errored", None, metadata.get("reason"), _retry_at(metadata.get("retry_policy")))
+    except (InputError, KeyError, TypeError, ValueError, AttributeError):
+        pass
+    raise OperationError(
+        f"the stored state of table {oid} is not understood: {json.dumps(metadata)}",
+        hint="pgrepl state reset makes the table be copied again",
+    )
+
+
+def _retry_at(policy: dict[str, str] | None) -> datetime | None:
+    """Read when a table is to be tried again; None for a policy that leaves it to a person."""
+    if policy is None or policy["type"] != "timed_retry":
+        return None
+    moment = datetime.fromisoformat(policy["next_retry"])
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

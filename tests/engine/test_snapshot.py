@@ -193,6 +193,11 @@ class _Sink:
     def write(self, data: bytes) -> None:
         self.data += data
 
+    can_go_back = False
+
+    def reopen(self) -> None:
+        pass
+
     def mark(self, written: int, position: Lsn) -> None:
         self._position = position
 

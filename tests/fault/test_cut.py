@@ -42,6 +42,7 @@ def test_connections_that_are_cut_are_found_again(database18: Database, tmp_path
                     _cut(wire, dice)
                 workload.disturb(connection, dice, bulk)
                 time.sleep(dice.uniform(0, 0.6))
+                workload.must_not_be_ahead(connection)
                 assert file_tail.running, file_tail.stderr
                 assert pipe_tail.running, pipe_tail.stderr
             writers.stop()

@@ -43,6 +43,7 @@ class _Killer:
                         assert tail.running, tail.finish().stderr
                         self.hits[self._doing(connection)] += 1
                         # Leaving the block is kill -9.
+                    workload.must_not_be_ahead(connection)
                     yield tail
                     workload.disturb(connection, self._dice, self.bulk)
         finally:

@@ -43,6 +43,7 @@ def test_virtual_columns_are_left_out(migrated18: Database) -> None:
 
 
 def test_the_key_is_in_its_own_order_without_included_columns(reader: psycopg.Connection) -> None:
+    """Case table_schema_preserves_primary_key_constraint_order of supabase/etl's tests."""
     with reader:
         found = reader.execute(
             "SELECT etl.describe_table_identity(oid) FROM pg_class WHERE relname = 'orders'"

@@ -135,6 +135,7 @@ def test_statements_make_a_message_each_with_the_columns_of_that_moment(conn: ps
 
 
 def test_the_message_comes_before_the_rows_it_describes(conn: psycopg.Connection) -> None:
+    """Case same_transaction_ddl_messages_precede_relation_and_insert_in_pgoutput of supabase/etl's tests."""
     conn.execute(ORDERS)
     stream = Stream(conn)
     with conn.transaction():
@@ -223,6 +224,7 @@ def test_partitions_without_a_key_inherit_the_parents(conn: psycopg.Connection) 
 
 
 def test_an_owner_without_rights_on_etl_can_alter_his_table(conn: psycopg.Connection, migrated: Database) -> None:
+    """Case schema_change_messages_allow_alter_table_from_table_owner_role of supabase/etl's tests."""
     conn.execute("CREATE ROLE clerk LOGIN; CREATE SCHEMA clerk AUTHORIZATION clerk")
     with migrated.connect("clerk") as clerk:
         clerk.execute("CREATE TABLE clerk.orders (id int PRIMARY KEY)")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.stores import Identity, StoredTable
 from pgrepl.stores.postgres import PostgresStore
+from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
 from tests.command import pgrepl
 from tests.servers.database import Database
 from tests.tail.running import Tail, run_tail
@@ -64,6 +68,7 @@ def test_a_life_of_a_table(etl: Database) -> None:
 
 
 def test_rollback_forgets_what_it_leaves(etl: Database) -> None:
+    """Case state_store_rollback of supabase/etl's tests."""
     store = store_of(etl)
     store.begin(HERE, Lsn(0x100), [5])
     store.rollback(5)
@@ -74,6 +79,7 @@ def test_rollback_forgets_what_it_leaves(etl: Database) -> None:
 
 
 def test_pipelines_stay_apart(etl: Database) -> None:
+    """Case multiple_pipelines_isolation of supabase/etl's tests."""
     first, second = store_of(etl), store_of(etl, 7)
     first.begin(HERE, Lsn(0x100), [5])
     second.begin(Identity("7", 1, names.apply_slot(7), "pub"), Lsn(0x300), [5])
@@ -93,13 +99,26 @@ def test_pipelines_stay_apart(etl: Database) -> None:
         ({"type": "sync_done", "lsn": "0/1a"}, StoredTable("sync_done", Lsn(0x1A))),
         ({"type": "finished_copy", "more": 1}, StoredTable("finished_copy")),
         (
-            {"type": "errored", "reason": "r", "retry_policy": {"type": "timed_retry", "next_retry": "t"}},
-            StoredTable("errored", None, "r", "t"),
+            {
+                "type": "errored",
+                "reason": "r",
+                "solution": None,
+                "retry_policy": {"type": "timed_retry", "next_retry": "2026-05-01T05:42:15.123456789Z"},
+            },
+            StoredTable("errored", None, "r", datetime(2026, 5, 1, 5, 42, 15, 123456, UTC)),
         ),
+        (
+            {"type": "errored", "reason": "r", "retry_policy": {"type": "manual_retry"}},
+            StoredTable("errored", None, "r"),
+        ),
+        ({"type": "errored", "reason": "r", "retry_policy": {"type": "no_retry"}}, StoredTable("errored", None, "r")),
     ],
 )
 def test_what_supabase_etl_has_left_is_read(etl: Database, metadata: dict[str, Any], stored: StoredTable) -> None:
-    """Only the metadata counts, whatever the state column says."""
+    """Only the metadata counts, whatever the state column says.
+
+    Case errored_state_with_different_retry_policies of supabase/etl's tests.
+    """
     with etl.connect() as connection:
         connection.execute(
             "INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, is_current)"
@@ -111,11 +130,23 @@ def test_what_supabase_etl_has_left_is_read(etl: Database, metadata: dict[str, A
     store.close()
 
 
-def test_a_state_that_nobody_knows_is_an_error(etl: Database) -> None:
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "null",
+        '{"type": "catchup", "lsn": "0/1"}',
+        '{"type": "sync_done"}',
+        '{"type": "sync_done", "lsn": "here"}',
+        '{"type": "errored", "reason": "r", "retry_policy": {"type": "timed_retry", "next_retry": "soon"}}',
+        '{"type": "errored", "reason": "r", "retry_policy": {"type": "timed_retry"}}',
+    ],
+)
+def test_a_state_that_nobody_knows_is_an_error(etl: Database, metadata: str) -> None:
     with etl.connect() as connection:
         connection.execute(
             "INSERT INTO etl.replication_state (pipeline_id, table_id, state, metadata, is_current)"
-            " VALUES (7, 5, 'init', NULL, true)"
+            " VALUES (7, 5, 'init', %s, true)",
+            [metadata],
         )
     store = store_of(etl, 7)
     with pytest.raises(OperationError, match="not understood"):
@@ -128,6 +159,100 @@ def test_without_migrations_it_says_what_to_run(database: Database) -> None:
     finished = run_tail("pub", "--store", "postgres", dsn=database.dsn())
     assert finished.code == 1
     assert "pgrepl migrations apply" in finished.stderr
+
+
+def test_two_pipelines_that_start_at_once_make_one_table(etl: Database) -> None:
+    store = PostgresStore(conninfo.parse(etl.dsn(), "the test"), BIG)
+    failures: list[Exception] = []
+
+    def prepare() -> None:
+        try:
+            store.prepare()
+        except Exception as error:
+            failures.append(error)
+
+    with etl.connect() as first, etl.connect() as other:
+        with first.transaction():
+            first.execute(f"DROP TABLE IF EXISTS etl.{PIPELINES}")
+        with first.transaction():
+            first.execute(CREATE_PIPELINES)
+            second = threading.Thread(target=prepare)
+            second.start()
+            query = (
+                "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgrepl state' AND wait_event_type = 'Lock'"
+            )
+            give_up = time.monotonic() + 30
+            while other.execute(query).fetchone() is None:
+                assert time.monotonic() < give_up, "the second one does not wait"
+        second.join()
+    store.close()
+    assert failures == []
+
+
+def test_another_checksum_is_refused(etl: Database) -> None:
+    """With the command that says how to set it right; nothing is made before."""
+    etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+    etl.psql("UPDATE etl._sqlx_migrations SET checksum = '\\x00' WHERE version = 20260415090000")
+    refused = run_tail("pub", "--store", "postgres", dsn=etl.dsn())
+    assert (refused.code, refused.stdout) == (1, "")
+    assert "records another checksum for 20260415090000" in refused.stderr
+    assert "'pgrepl doctor --store postgres --only etl.checksums'" in refused.stderr
+    with etl.connect() as connection:
+        assert connection.execute("SELECT 1 FROM pg_replication_slots WHERE database = %s", [etl.name]).fetchall() == []
+    script = pgrepl("doctor", "--store", "postgres", "--only", "etl.checksums", "--fix-sql", "-d", etl.dsn()).stdout
+    etl.psql(script)
+    assert run_tail("pub", "--store", "postgres", "--until-lsn", "now", dsn=etl.dsn()).code == 0
+
+
+def test_a_migration_of_a_newer_supabase_etl_is_no_hindrance(etl: Database) -> None:
+    etl.psql("""
+        CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t;
+        INSERT INTO etl._sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES (20260511090000, 'replication progress', true, 'x', 1)
+    """)
+    assert run_tail("pub", "--store", "postgres", "--until-lsn", "now", dsn=etl.dsn()).code == 0
+
+
+def test_who_may_not_read_the_tracker_is_told(etl: Database) -> None:
+    etl.psql("""
+        CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t;
+        CREATE ROLE plain LOGIN REPLICATION; GRANT USAGE ON SCHEMA etl TO plain
+    """)
+    refused = run_tail("pub", "--store", "postgres", dsn=etl.dsn("plain"))
+    assert refused.code == 1
+    assert "role plain may not read etl._sqlx_migrations" in refused.stderr
+    assert 'GRANT SELECT ON etl._sqlx_migrations TO "plain"' in refused.stderr
+
+
+def test_the_state_of_another_store_is_told_of(etl: Database) -> None:
+    """Whoever begins with one store where another has state of the pipeline starts over, and is told so once."""
+    etl.psql("""
+        CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t;
+        CREATE TABLE faucet_state (key text PRIMARY KEY, value jsonb NOT NULL, updated_at timestamptz DEFAULT now())
+    """)
+    options = ["pub", "--until-lsn", "now"]
+    over = "this run starts over"
+    fresh = [run_tail(*options, "--store", store, dsn=etl.dsn()) for store in ("memory", "postgres", "postgres")]
+    assert [over in finished.stderr for finished in fresh] == [False, False, False]
+    with etl.connect() as connection:
+        ((position, slot),) = connection.execute("SELECT position::text, slot_name FROM etl.pgrepl_pipelines")
+    memory = run_tail(*options, dsn=etl.dsn())
+    assert f"the postgres store has state of this pipeline, up to {position}; {over}" in memory.stderr
+    assert over not in run_tail(*options, "--slot", "mine", dsn=etl.dsn()).stderr
+
+    with etl.connect() as connection:
+        connection.execute(
+            "INSERT INTO faucet_state (key, value) VALUES (%s, %s)",
+            [f"pgrepl::{slot}", json.dumps({"position": "0/AB", "tables": []})],
+        )
+    assert over not in run_tail(*options, "--store", "postgres", dsn=etl.dsn()).stderr
+    etl.psql(
+        "DELETE FROM etl.replication_state; DELETE FROM etl.pgrepl_pipelines;"
+        f" SELECT pg_drop_replication_slot('{slot}')"
+    )
+    kept = run_tail(*options, "--store", "postgres", dsn=etl.dsn())
+    assert kept.code == 0
+    assert f"the bookmarks store has state of this pipeline, up to 0/AB; {over}" in kept.stderr
 
 
 def test_tail_goes_on_where_it_stopped(etl: Database, tmp_path: Path) -> None:
@@ -237,7 +362,8 @@ def test_a_slot_that_is_there_is_read_and_left(database: Database) -> None:
 def test_without_a_snapshot_a_table_is_ready_at_once(etl: Database) -> None:
     etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)")
     options = ["pub", "--store", "postgres", "--until-lsn", "now"]
-    assert run_tail(*options, "--snapshot", "never", dsn=etl.dsn()).stdout == ""
+    first = run_tail(*options, "--snapshot", "never", dsn=etl.dsn())
+    assert (first.code, first.stdout) == (0, ""), first.stderr
     etl.psql("INSERT INTO t VALUES (2)")
     finished = run_tail(*options, dsn=etl.dsn())
     assert [(event["op"], event["new"]["id"]) for event in finished.events] == [("insert", 2)]

@@ -27,6 +27,7 @@ def _on(database: Database) -> list[Event]:
 
 
 def test_an_alter_table_while_nobody_reads_is_told_of(database: Database) -> None:
+    """Case pipeline_recovers_after_multiple_schema_changes_and_restart of supabase/etl's tests."""
     _ready(database)
     assert [event["op"] for event in _on(database)] == ["snapshot_begin", "read", "snapshot_end"]
     database.psql("INSERT INTO t VALUES (2, 'b', 'ok')")

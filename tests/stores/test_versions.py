@@ -10,7 +10,6 @@ import pytest
 
 from pgrepl import conninfo, migrations, names
 from pgrepl.catalog.publications import PublishedTable
-from pgrepl.engine.linespool import LineSpool
 from pgrepl.engine.pipeline import Options, Pipeline
 from pgrepl.engine.run import End
 from pgrepl.engine.snapshot import Snapshot
@@ -56,6 +55,7 @@ COPIED = [("id", "INT4", -1, False, 1, 2), ("note", "VARCHAR", 24, False, 2, 1),
 
 
 def test_an_alter_table_is_a_version_at_the_end_of_its_message(etl: Database) -> None:
+    """Case alter_table_without_dml_stores_schema_snapshot, schema_store_versioning of supabase/etl's tests."""
     with Tail(*ARGUMENTS, dsn=etl.dsn()) as tail, etl.connect() as connection:
         tail.until_op("snapshot_end")
         assert versions(etl) == {"0/0": COPIED}
@@ -74,6 +74,7 @@ def test_an_alter_table_is_a_version_at_the_end_of_its_message(etl: Database) ->
 
 
 def test_a_version_that_comes_again_is_there_once(etl: Database) -> None:
+    """Case table_schema_snapshots_are_consistent_after_missing_status_update of supabase/etl's tests."""
     with Tail(*ARGUMENTS, dsn=etl.dsn()) as tail:
         tail.until_op("snapshot_end")
         etl.psql("ALTER TABLE t ADD more int; INSERT INTO t VALUES (2, 'b')")
@@ -150,6 +151,11 @@ class _Lines:
     def write(self, data: bytes) -> None:
         self.data += data
 
+    can_go_back = False
+
+    def reopen(self) -> None:
+        pass
+
     def mark(self, written: int, position: Lsn) -> None:
         self._durable = position
 
@@ -185,8 +191,7 @@ def test_an_alter_table_beside_a_copy_is_stored_when_the_copy_is_handed_over(
     store = PostgresStore(target, ID)
     store.prepare()
     options = Options(("pub",), slot=names.apply_slot(ID), duration=60.0)
-    spool = LineSpool(tmp_path)
-    outcome = Pipeline(target, options, JsonLines(), sink, _Observer(sink), store=store, spool=spool).run()
+    outcome = Pipeline(target, options, JsonLines(), sink, _Observer(sink), store=store, spool_directory=tmp_path).run()
     assert outcome.reason == "stopped"
     assert altered
     with etl.connect() as connection:
@@ -213,6 +218,9 @@ def test_an_alter_table_beside_a_copy_is_stored_when_the_copy_is_handed_over(
 def test_pruning_keeps_what_a_reader_needs(
     etl: Database, position: str, destination: tuple[str, str | None] | None, left: list[str]
 ) -> None:
+    """Case schema_snapshots_are_pruned_after_confirmed_progress of supabase/etl's tests, and
+    schema_store_prunes_obsolete_versions_from_database_and_cache.
+    """
     store = PostgresStore(conninfo.parse(etl.dsn(), "the test"), ID)
     store.prepare()
     with etl.connect() as connection:

@@ -137,7 +137,10 @@ def test_snapshot_only(table: Database) -> None:
 
 
 def test_snapshot_never(table: Database) -> None:
-    """No row is read, so that no right to read is needed."""
+    """No row is read, so that no right to read is needed.
+
+    Case table_sync_copy_skip_all_tables of supabase/etl's tests.
+    """
     table.psql("CREATE ROLE app LOGIN REPLICATION")
     with streaming(table, "--snapshot", "never", user="app") as stream:
         assert stream.before == []
@@ -146,7 +149,10 @@ def test_snapshot_never(table: Database) -> None:
 
 
 def test_every_change_once_around_the_snapshot(table: Database) -> None:
-    """What commits before the snapshot is read, what commits after it is streamed: nothing twice, nothing lost."""
+    """What commits before the snapshot is read, what commits after it is streamed: nothing twice, nothing lost.
+
+    Case pipeline_processes_concurrent_inserts_during_startup of supabase/etl's tests.
+    """
     with table.connect() as connection, Tail("pub", dsn=table.dsn()) as tail:
         number = 100
         while len(tail.lines) < 103:
@@ -259,14 +265,17 @@ def test_closed_stdout(table: Database) -> None:
 def test_full_disk(table: Database) -> None:
     """/dev/full takes nothing; that is said, and nothing is passed off as written."""
     table.psql("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(101, 1000) n")
-    finished = run_tail("pub", "--snapshot", "only", "-o", "/dev/full", dsn=table.dsn())
+    arguments = ["pub", "--snapshot", "only", "--output-timeout", "1s"]
+    finished = run_tail(*arguments, "-o", "/dev/full", dsn=table.dsn())
     assert finished.code == 1
-    assert [line for line in finished.complaints if "hint" not in line] == [
-        "pgrepl: error: cannot write /dev/full: No space left on device"
-    ]
+    (warning, error) = [line for line in finished.complaints if "hint" not in line]
+    assert warning.endswith(
+        "cannot write /dev/full: No space left on device; nothing is confirmed until it works again"
+    )
+    assert error == "pgrepl: error: cannot write /dev/full: No space left on device"
     with Path("/dev/full").open("w") as full:
         environment = {"PATH": os.environ["PATH"], "PGREPL_DSN": table.dsn(), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "pgrepl", "tail", "pub", "--snapshot", "only"]
+        command = [sys.executable, "-m", "pgrepl", "tail", *arguments]
         done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert "no space left on device" in done.stderr.lower()
@@ -278,7 +287,7 @@ def test_output_file_is_appended_to(table: Database, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("before\n")
     for _ in range(2):
-        finished = run_tail("pub", "--snapshot", "only", "-o", str(path), dsn=table.dsn())
+        finished = run_tail("pub", "--snapshot", "only", "-o", str(path), "--append", dsn=table.dsn())
         assert (finished.code, finished.stdout) == (0, "")
     first, *lines = path.read_text().splitlines()
     assert first == "before"

@@ -54,6 +54,7 @@ def test_stream_that_is_cut_ends_with_5_and_names_the_position(database: Databas
 
 @pytest.mark.parametrize("victim", ["pgrepl tail (pgrepl_tmp_%)", "pgrepl tail"], ids=["walsender", "copy"])
 def test_copy_that_is_cut_begins_again_as_another_attempt(database18: Database, victim: str) -> None:
+    """Case table_copy_is_consistent_during_data_sync_threw_an_error_with_timed_retry of supabase/etl's tests."""
     database18.psql(_TABLE + _MANY)
     with database18.connect() as connection, Tail("p", dsn=database18.dsn(), read=False) as tail:
         # The pipe is full, so the copy stands in the middle.

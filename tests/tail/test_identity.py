@@ -83,7 +83,10 @@ def test_composite_key_out_of_column_order(tables: Database) -> None:
 
 
 def test_using_index(tables: Database) -> None:
-    """The index's key columns, not the ones it includes and not the primary key, in every event of the table."""
+    """The index's key columns, not the ones it includes and not the primary key, in every event of the table.
+
+    Case using_index_replica_identity_keeps_key_rows_in_table_order of supabase/etl's tests.
+    """
     tables.psql("INSERT INTO by_index VALUES (1, 'c', 5, 'n')")
     with streaming(tables) as stream:
         (read,) = [event for event in stream.before if event["op"] == "read"]
@@ -207,7 +210,10 @@ def test_unchanged_toast_is_left_out_and_named(toasted: Database) -> None:
 
 
 def test_unchanged_toast_with_a_changed_key(toasted: Database) -> None:
-    """The old row holds the key alone, so that nothing can be filled in from it."""
+    """The old row holds the key alone, so that nothing can be filled in from it.
+
+    Case default_replica_identity_with_composite_primary_key_handles_partial_and_key_rows of supabase/etl's tests.
+    """
     toasted.psql("INSERT INTO by_default VALUES (1, 'a', repeat('x', 5000), NULL)")
     with streaming(toasted) as stream:
         (update,) = stream.changes("UPDATE by_default SET id = 2")
@@ -217,6 +223,7 @@ def test_unchanged_toast_with_a_changed_key(toasted: Database) -> None:
 
 
 def test_unchanged_toast_is_filled_under_full(toasted: Database) -> None:
+    """Case full_replica_identity_with_composite_primary_key_preserves_full_old_rows of supabase/etl's tests."""
     toasted.psql("INSERT INTO by_full VALUES (1, 'a', repeat('x', 5000))")
     with streaming(toasted) as stream:
         (update,) = stream.changes("UPDATE by_full SET a = 'b'")

@@ -33,7 +33,10 @@ def table(database: Database) -> Database:
 
 
 def test_a_table_changes(table: Database) -> None:
-    """One tail through all of a table's life; the event stands before the first row of the new shape."""
+    """One tail through all of a table's life; the event stands before the first row of the new shape.
+
+    Case relation_message_updates_when_column_added, …_removed, …_renamed of supabase/etl's tests.
+    """
     with streaming(table) as stream:
         (first,) = stream.changes("INSERT INTO t VALUES (1, 'a', 'b')")
         assert first["op"] == "insert"

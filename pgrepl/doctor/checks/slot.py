@@ -19,6 +19,7 @@ from pgrepl.catalog.slots import Slot
 from pgrepl.doctor.check import Check
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
+from pgrepl.lsn import WAL_ALIGNMENT, Lsn
 from pgrepl.names import quote_ident
 from pgrepl.units import size_text
 
@@ -279,10 +280,10 @@ class StateMatch(SlotCheck):
     """The slot stands where the pipeline's state says that it is done, or before it.
 
     A slot behind the stored position is as it should be: what lies between is sent again, and passed over. A slot
-    ahead of it has been read by somebody else, or the state comes from a backup. One byte ahead, supabase/etl was
-    started in between; the server then skips a transaction whose commit record starts at the stored position. A
-    stored position beyond the end of the WAL is one of another history: of another server, or from before a restore.
-    A table that is sync_done ahead of the slot stops supabase/etl at the table's next change.
+    ahead of it has been read by somebody else, or the state comes from a backup. Few bytes ahead, supabase/etl was
+    started in between on a quiet server; the server then skips a transaction whose commit record starts at the stored
+    position. A stored position beyond the end of the WAL is one of another history: of another server, or from before
+    a restore. A table that is sync_done ahead of the slot stops supabase/etl at the table's next change.
 
     Risk: the changes between the two are in neither, and nothing else says so.
 
@@ -307,12 +308,22 @@ class StateMatch(SlotCheck):
             return
         positions = _positions(context, slot.name)
         ahead = [table for table in _saved(context, slot.name) if _is_ahead(table.state, table.lsn, slot)]
-        if slot.lost or here is None or not (positions or ahead):
+        if slot.lost or here is None or not (positions or ahead or here % WAL_ALIGNMENT):
             why = "the slot has no position" if slot.lost or here is None else "no position is stored"
             yield self.finding(Status.SKIP, f"{why}, so that there is nothing to compare")
             return
         for stored in positions:
             yield self._compare(context, slot, here, stored)
+        past = here % WAL_ALIGNMENT
+        if not positions and past not in (0, WAL_ALIGNMENT - 1):
+            # The last byte of a record is where pgrepl leaves a slot that supabase/etl is to read.
+            yield self.finding(
+                Status.INFO,
+                f"{slot.name} stands {past} bytes past {Lsn(here - past)}: supabase/etl was started on a quiet server,"
+                " which skips a transaction that commits exactly there",
+                {"confirmed_flush_lsn": str(slot.confirmed_flush_lsn)},
+                object=slot.name,
+            )
         for table in ahead:
             yield self.finding(
                 Status.WARN,
@@ -346,9 +357,10 @@ class StateMatch(SlotCheck):
                 "where the state says" if gap == 0 else f"{size_text(-gap)} before the stored position, which is well"
             )
             return self.finding(Status.PASS, f"it stands {text}", evidence)
-        if gap == 1:
+        if gap < WAL_ALIGNMENT:
+            far = "one byte" if gap == 1 else f"{gap} bytes"
             text = (
-                f"{slot.name} stands one byte past the stored position {stored.position}: supabase/etl was started in"
+                f"{slot.name} stands {far} past the stored position {stored.position}: supabase/etl was started in"
                 " between, and a transaction that commits exactly there would be skipped"
             )
         else:

@@ -206,9 +206,7 @@ class Client:
             oid: (d.name, d.shown) for oid, d in inside.items()
         }
 
-    def _resume(
-        self, position: Lsn, state: StoredState, published: Collection[int]
-    ) -> Generator[None, None, bool]:
+    def _resume(self, position: Lsn, state: StoredState, published: Collection[int]) -> Generator[None, None, bool]:
         states = {}
         for oid, stored in state.tables.items():
             phase = Phase(stored.phase)
@@ -377,7 +375,6 @@ class Client:
                 case HandOver(tables):
                     yield from self._hand_over(tables)
                 case StoreReady(tables, position):
-
                     told = self._versions.told(position)
 
                     def ready(

@@ -53,7 +53,9 @@ class Definition(NamedTuple):
     def described(self) -> TableDescription:
         """What the catalog says of this version."""
         columns = tuple(
-            ColumnDescription(c.name, c.attnum, c.type_oid, -1, "int", c.attnum > 1, False, 1 if c.attnum == 1 else None, False)
+            ColumnDescription(
+                c.name, c.attnum, c.type_oid, -1, "int", c.attnum > 1, False, 1 if c.attnum == 1 else None, False
+            )
             for c in self.columns
         )
         return TableDescription(self.oid, "public", self.name, "r", "d", columns)
@@ -102,7 +104,13 @@ class Told(NamedTuple):
     def content(self) -> bytes:
         """What the message says, as far as it is read."""
         columns = [
-            {"attname": c.name, "attnum": c.attnum, "atttypid": c.type_oid, "atttypmod": -1, "attnotnull": c.attnum == 1}
+            {
+                "attname": c.name,
+                "attnum": c.attnum,
+                "atttypid": c.type_oid,
+                "atttypmod": -1,
+                "attnotnull": c.attnum == 1,
+            }
             for c in self.definition.columns
         ]
         return json.dumps(

@@ -10,11 +10,9 @@ from typing import Literal, NamedTuple
 
 from pgrepl import events
 from pgrepl.catalog.definitions import DDL_PREFIX, Definition
-from pgrepl.catalog.tables import TableDescription
 from pgrepl.engine.core import Phase
-from pgrepl.events import Event
+from pgrepl.events import Event, Table
 from pgrepl.lsn import Lsn
-from pgrepl.events import Table
 from pgrepl.stores import Identity, StoredState, StoredTable, told
 from tests.engine.simulation.violation import Violation
 

@@ -1,0 +1,261 @@
+"""Cases of supabase/etl's own tests, as far as they concern what is seen here; each test names its cases.
+
+Others of them are named in the docstrings of the tests that cover them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import eventually, pgrepl
+from tests.conftest import NewServer
+from tests.servers.database import Database, fresh_database
+from tests.stores.upstream import Upstream
+from tests.tail.running import Event, Tail, run_tail
+
+OPTIONS = ["pub", "--store", "postgres", "--until-lsn", "now"]
+
+
+def rows(events: list[Event], table: str, op: str) -> list[Any]:
+    return [event["new"]["id"] for event in events if event["op"] == op and event["table"] == table]
+
+
+def test_existing_rows_and_new_ones(database: Database) -> None:
+    """Case table_copy_replicates_existing_data, table_copy_and_sync_streams_new_data,
+    table_processing_converges_to_apply_loop_with_no_events_coming, empty_tables_are_created_at_destination: two tables
+    of ten rows and an empty one are ready without any traffic, each with its version, and no slot of a copy is left;
+    what is written then comes in order.
+    """
+    upstream = Upstream(database)
+    database.psql("""
+        CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE c (id int PRIMARY KEY);
+        INSERT INTO a SELECT generate_series(1, 10); INSERT INTO b SELECT generate_series(1, 10);
+        CREATE PUBLICATION pub FOR TABLE a, b, c;
+    """)
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_op("snapshot_end", 3)
+        eventually(lambda: all(upstream.history(table)[-1:] == ["ready"] for table in "abc"))
+        assert upstream.slots() == [upstream.slot]
+        for number in range(11, 15):
+            database.psql(f"INSERT INTO a VALUES ({number}); INSERT INTO b VALUES ({number})")
+        events = tail.until_op("insert", 8)
+        assert tail.stop().code == 143
+    for table in "ab":
+        assert sorted(rows(events, table, "read")) == list(range(1, 11))
+        assert rows(events, table, "insert") == [11, 12, 13, 14]
+    assert upstream.query("SELECT table_name, snapshot_id::text FROM etl.table_schemas ORDER BY 1") == [
+        ("a", "0/0"),
+        ("b", "0/0"),
+        ("c", "0/0"),
+    ]
+    upstream.must_go_on()
+
+
+@pytest.mark.parametrize(("filtered", "expected"), [(False, 100_000), (True, 99_983)], ids=["all rows", "a filter"])
+def test_many_workers_copy_each_row_once(database: Database, tmp_path: Path, filtered: bool, expected: int) -> None:
+    """Case table_copy_replicates_many_rows_with_parallel_connections, table_copy_stream_with_ctid_partition,
+    table_copy_with_row_filter_and_parallel_connections: every row of a big table exactly once, and with a filter those
+    that pass it.
+    """
+    database.psql(f"""
+        CREATE TABLE t (id int PRIMARY KEY, age int NOT NULL);
+        INSERT INTO t SELECT i, i FROM generate_series(1, 100000) i;
+        CREATE PUBLICATION pub FOR TABLE t {"WHERE (age >= 18)" if filtered else ""} WITH (publish = 'insert');
+    """)
+    output = tmp_path / "out.jsonl"
+    finished = run_tail("pub", "--snapshot", "only", "--jobs", "8", "-o", str(output), dsn=database.dsn())
+    assert finished.code == 0, finished.stderr
+    copied = rows([json.loads(line) for line in output.read_text().splitlines()], "t", "read")
+    assert len(copied) == expected
+    assert set(copied) == set(range(100_001 - expected, 100_001))
+
+
+def test_versions_survive_a_restart(database: Database) -> None:
+    """Case table_schema_copy_survives_pipeline_restarts, table_schema_preserves_primary_key_constraint_order: stored
+    once, with each column's place in the key as the constraint has it; both tables go on after a restart.
+    """
+    upstream = Upstream(database)
+    database.psql("""
+        CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (a int, id int, c int, PRIMARY KEY (c, a));
+        CREATE PUBLICATION pub FOR TABLE a, b;
+    """)
+    query = (
+        "SELECT s.id, table_name, column_name, primary_key_ordinal_position FROM etl.table_schemas s"
+        " JOIN etl.table_columns c ON c.table_schema_id = s.id ORDER BY 2, ordinal_position"
+    )
+    assert run_tail(*OPTIONS, dsn=database.dsn()).code == 0
+    before = upstream.query(query)
+    assert [row[1:] for row in before] == [("a", "id", 1), ("b", "a", 2), ("b", "id", None), ("b", "c", 1)]
+    database.psql("INSERT INTO a VALUES (1); INSERT INTO b VALUES (0, 2, 0)")
+    events = run_tail(*OPTIONS, dsn=database.dsn()).events
+    assert (rows(events, "a", "insert"), rows(events, "b", "insert")) == ([1], [2])
+    assert upstream.query(query) == before
+
+
+def test_the_publication_changes(database: Database) -> None:
+    """Case publication_changes_are_correctly_handled, cleanup_deletes_state_schema_and_metadata_for_table: of a table
+    that left nothing is kept, not even the slot of its copy; one that came is copied; the one that stayed goes on.
+    """
+    upstream = Upstream(database)
+    database.psql("""
+        CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE c (id int PRIMARY KEY);
+        CREATE PUBLICATION pub FOR TABLE a, b; INSERT INTO c VALUES (1);
+    """)
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_op("snapshot_end", 2)
+        eventually(lambda: upstream.history("b")[-1:] == ["ready"])
+        database.psql("ALTER PUBLICATION pub DROP TABLE b; ALTER PUBLICATION pub ADD TABLE c")
+        assert tail.stop().code == 143
+    upstream.make_copy_slot("b")
+    database.psql("INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)")
+    events = run_tail(*OPTIONS, dsn=database.dsn()).events
+    assert (rows(events, "a", "insert"), rows(events, "b", "insert"), rows(events, "c", "read")) == ([1], [], [1])
+    assert [upstream.history(table)[-1:] for table in "abc"] == [["ready"], [], ["ready"]]
+    assert upstream.query("SELECT table_name FROM etl.table_schemas ORDER BY 1") == [("a",), ("c",)]
+    assert upstream.slots() == [upstream.slot]
+
+
+def test_a_walsender_that_is_ended_sends_nothing_twice(database: Database) -> None:
+    """Case streaming_reconnect_does_not_replay_already_flushed_events: confirmed before the connection was lost."""
+    upstream = Upstream(database)
+    database.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        database.psql("INSERT INTO t VALUES (1)")
+        end = upstream.wal_end()
+        database.psql("INSERT INTO t VALUES (2)")
+        tail.until_op("insert", 2)
+        eventually(lambda: upstream.confirmed() > end)
+        database.psql("SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE active_pid > 0")
+        tail.until_stderr("connected again")
+        database.psql("INSERT INTO t VALUES (3)")
+        events = tail.until_op("insert", 3)
+        assert tail.stop().code == 143
+    assert rows(events, "t", "insert") == [1, 2, 3]
+
+
+def test_a_new_table_of_a_published_schema(database: Database) -> None:
+    """Case publication_for_all_tables_in_schema_ignores_new_tables_until_restart: no error either, but here no restart
+    is needed: its first change brings it in.
+    """
+    database.psql("""
+        CREATE SCHEMA shop; CREATE TABLE shop.a (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLES IN SCHEMA shop
+    """)
+    upstream = Upstream(database)
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        database.psql("CREATE TABLE shop.b (id int PRIMARY KEY); INSERT INTO shop.b VALUES (1)")
+        tail.until_op("snapshot_end", 2)
+        eventually(lambda: upstream.history("shop.b")[-1:] == ["ready"])
+        database.psql("INSERT INTO shop.b VALUES (2); INSERT INTO shop.a VALUES (3)")
+        events = tail.until(lambda event: event["op"] == "insert" and event["table"] == "a")
+        assert tail.stop().code == 143
+    assert (rows(events, "b", "read"), rows(events, "b", "insert"), rows(events, "a", "insert")) == ([1], [2], [3])
+
+
+def test_the_column_list_changes_while_it_runs(database: Database) -> None:
+    """Case pipeline_respects_column_level_publication: rows have the columns of their moment, told of before them."""
+    Upstream(database)
+    database.psql("""
+        CREATE TABLE t (id int PRIMARY KEY, a int, b int, c int); CREATE PUBLICATION pub FOR TABLE t (id, a, b);
+        INSERT INTO t VALUES (1, 1, 1, 1);
+    """)
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        for number, columns in enumerate(["id, a, b, c", "id, a, c"], 2):
+            database.psql(f"ALTER PUBLICATION pub SET TABLE t ({columns})")
+            database.psql(f"INSERT INTO t VALUES ({number}, 1, 1, 1)")
+        events = tail.until_op("insert", 2)
+        assert tail.stop().code == 143
+    widths = [list(event["new"]) for event in events if "new" in event]
+    assert widths == [["id", "a", "b"], ["id", "a", "b", "c"], ["id", "a", "c"]]
+    assert [event["op"] for event in events if event["op"] in ("schema", "insert")] == ["schema", "insert"] * 2
+
+
+def test_a_table_that_is_reset(database: Database) -> None:
+    """Case table_sync_truncates_destination_after_state_reset: it alone is copied again, and the attempt says which
+    rows count; nothing is missing of it.
+    """
+    Upstream(database)
+    database.psql("""
+        CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE a, b;
+        INSERT INTO a SELECT generate_series(1, 5); INSERT INTO b SELECT generate_series(1, 5);
+    """)
+    assert run_tail(*OPTIONS, dsn=database.dsn()).code == 0
+    assert pgrepl("state", "reset", "public.a", "--yes", "-d", database.dsn()).returncode == 0
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        database.psql("INSERT INTO a SELECT generate_series(6, 10)")
+        events = tail.until_op("insert", 5)
+        assert tail.stop().code == 143
+    assert [event["attempt"] for event in events if event["op"] == "snapshot_begin"] == [2]
+    assert sorted(rows(events, "a", "read") + rows(events, "a", "insert")) == list(range(1, 11))
+    assert rows(events, "b", "read") == []
+
+
+def test_partitions_of_partitions(database: Database) -> None:
+    """Case partitioned_table_copy_replicates_existing_data, nested_partitioned_table_copy_and_cdc,
+    partitioned_table_copy_and_streams_new_data_from_new_partition, parent_table_truncate_does_emit_truncate_event: the
+    top parent alone is a table of the pipeline, and has everything.
+    """
+    upstream = Upstream(database)
+    database.psql("""
+        CREATE TABLE root (id int PRIMARY KEY) PARTITION BY RANGE (id);
+        CREATE TABLE low PARTITION OF root FOR VALUES FROM (0) TO (100) PARTITION BY RANGE (id);
+        CREATE TABLE lowest PARTITION OF low FOR VALUES FROM (0) TO (10);
+        CREATE TABLE lower PARTITION OF low FOR VALUES FROM (10) TO (100);
+        INSERT INTO root VALUES (1), (20);
+        CREATE PUBLICATION pub FOR TABLE root WITH (publish_via_partition_root);
+    """)
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_op("snapshot_end")
+        database.psql("INSERT INTO root VALUES (2), (30)")
+        database.psql(
+            "CREATE TABLE high PARTITION OF root FOR VALUES FROM (100) TO (200); INSERT INTO high VALUES (150)"
+        )
+        database.psql("TRUNCATE root")
+        events = tail.until_op("truncate")
+        assert tail.stop().code == 143
+    assert {event["table"] for event in events if "table" in event} == {"root"}
+    assert sorted(rows(events, "root", "read")) == [1, 20]
+    assert rows(events, "root", "insert") == [2, 30, 150]
+    tables = upstream.query("SELECT DISTINCT table_id::bigint FROM etl.replication_state")
+    assert tables == [(upstream.oid("root"),)]
+    upstream.must_go_on()
+
+
+@pytest.mark.parametrize("version", [16, 18])
+def test_a_slot_that_is_lost(new_server: NewServer, version: int) -> None:
+    """Case exclusive_pipeline_fails_when_slot_invalidated_with_error_behavior and …_recovers_…_with_recreate_behavior:
+    it is an error that says what to do; once that is done, all rows come again, over a new slot.
+    """
+    server = new_server(version, max_slot_wal_keep_size="1MB", max_wal_size="32MB")
+    with fresh_database(server) as database:
+        upstream = Upstream(database)
+        database.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+        database.psql("INSERT INTO t SELECT generate_series(1, 5)")
+        assert run_tail(*OPTIONS, dsn=database.dsn()).code == 0
+
+        def lost() -> bool:
+            database.psql("SELECT pg_switch_wal(); CREATE TABLE x (); DROP TABLE x; CHECKPOINT")
+            query = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s"
+            return upstream.query(query, upstream.slot) == [("lost",)]
+
+        eventually(lost, 60)
+        before = upstream.history("t")
+        refused = run_tail(*OPTIONS, dsn=database.dsn())
+        assert (refused.code, refused.stdout, upstream.history("t")) == (5, "", before)
+        assert f"pgrepl slots drop {upstream.slot}" in refused.stderr
+        assert pgrepl("slots", "drop", upstream.slot, "--yes", "-d", database.dsn()).returncode == 0
+        # Case pipeline_fails_when_slot_deleted_with_non_init_tables: nor is one that is gone made anew.
+        assert run_tail(*OPTIONS, dsn=database.dsn()).code == 5
+        assert upstream.slots() == []
+        assert pgrepl("state", "reset", "--all", "--yes", "-d", database.dsn()).returncode == 0
+        again = run_tail(*OPTIONS, dsn=database.dsn())
+        assert sorted(rows(again.events, "t", "read")) == [1, 2, 3, 4, 5], again.stderr
+        assert upstream.slots() == [upstream.slot]
+        upstream.must_go_on()
