@@ -13,7 +13,7 @@ import pytest
 
 from pgrepl import events
 from pgrepl.engine.changes import Changes
-from pgrepl.engine.core import Action, Core, Decision, DropSpool, HandOver, MarkCopying, Phase, StorePosition
+from pgrepl.engine.core import Action, Confirm, Core, Decision, DropSpool, HandOver, MarkCopying, Phase, StorePosition
 from pgrepl.engine.routing import Router
 from pgrepl.engine.versions import Versions
 from pgrepl.events import SchemaChange, Table, Transaction
@@ -113,6 +113,16 @@ class _HandsOverBeforeItsSpoolIsDurable(Core):
         early = self.handed_over()
         self._handing_over = ()
         return [action for action in actions if action not in over] + early + over
+
+
+class _SaysTooEarlyThatItCaughtUp(Core):
+    """Stores that a table which was ahead is ready when the stream has reached it, before the position is stored."""
+
+    def _settle(self) -> list[Action]:
+        stored, self.stored = self.stored, self.done
+        actions = [action for action in self.stored_at(Lsn(0)) if not isinstance(action, Confirm)]
+        self.stored = stored
+        return actions + super()._settle()
 
 
 class _HandsOverInTheMiddle(Core):

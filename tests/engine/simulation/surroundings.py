@@ -207,6 +207,11 @@ class Sink:
         return (None, {}) if self.pipe else (position, dict(copies))
 
     @property
+    def position(self) -> Lsn | None:
+        """Up to where it holds everything, of which a pipe knows nothing."""
+        return None if self.pipe else self.sidecar[1]
+
+    @property
     def is_synced(self) -> bool:
         """Whether everything that was marked is durable."""
         return self._durable == self._marked[1] and (self.pipe or self.sidecar[0] == self._marked[0])
