@@ -207,7 +207,8 @@ class Start:
             if self._options.snapshot == "never" and states[table.oid].phase is Phase.INIT:
                 # Its state stays as it is stored, so that a later run copies it.
                 states[table.oid] = TableState(Phase.READY)
-        read_at, _ = server.wal_ends(self._connections.admin)
+        # Not how far it is flushed: what tables changed before they left is before this position.
+        _, read_at = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
         if due and not self._observer.may_copy(due):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
