@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pgrepl import events
 from pgrepl.catalog.definitions import DDL_PREFIX, of_message
@@ -345,25 +346,25 @@ class Applier:
         for action in actions:
             match action:
                 case MarkCopying(tables):
-                    in_store(run, lambda tables=tables: store.copying(tables))  # type: ignore[misc]
+                    in_store(run, partial(store.copying, tables))
                 case Copy(tables, number):
                     self._copier.copy(tables, number)
                 case DropSpool(table, before):
                     run.spool.drop(table, before)
                 case Forget(tables):
                     for table in tables:
-                        in_store(run, lambda table=table: store.forget(table))  # type: ignore[misc]
+                        in_store(run, partial(store.forget, table))
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):
                     told = self._versions.told(position)
-                    in_store(run, lambda t=tables, p=position, v=told: store.ready(t, p, v))  # type: ignore[misc]
+                    in_store(run, partial(store.ready, tables, position, told))
                     self.perform(self._core.stored_at(position))
                 case StoreCaughtUp(tables):
-                    in_store(run, lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
+                    in_store(run, partial(store.caught_up, tables))
                 case StorePosition(position):
                     told = self._versions.told(position)
-                    in_store(run, lambda p=position, v=told: store.position(p, v))  # type: ignore[misc]
+                    in_store(run, partial(store.position, position, told))
                     self.perform(self._core.stored_at(position))
                 case Confirm(position):
                     self._confirm(position)
@@ -377,5 +378,5 @@ class Applier:
         for table in tables:
             for lsn, content in self._run.spool.definitions(table):
                 definition = of_message(content)
-                in_store(self._run, lambda d=definition, at=lsn: self._run.store.version(d, at))  # type: ignore[misc]
+                in_store(self._run, partial(self._run.store.version, definition, lsn))
         self.perform(self._core.handed_over())

@@ -109,7 +109,7 @@ class StoreReady:
 
 @dataclass(frozen=True)
 class StoreCaughtUp:
-    """Store that tables which another tool left in sync_done are ready: the stream has passed their position."""
+    """Store that tables which another tool left in sync_done are ready: the stored position is not before theirs."""
 
     tables: tuple[int, ...]
 
@@ -335,18 +335,10 @@ class Core:
             and state.snapshot_lsn is not None
             and self.done >= state.snapshot_lsn
         )
-        caught_up = tuple(
-            oid
-            for oid, state in self.tables.items()
-            if state.phase is Phase.SYNC_DONE and state.sync_lsn is not None and self.done >= state.sync_lsn
-        )
-        for oid in caught_up:
-            self.tables[oid] = TableState(Phase.READY)
-        actions: list[Action] = [StoreCaughtUp(caught_up)] if caught_up else []
-        if ready:
-            self._handing_over = ready
-            actions.append(HandOver(ready))
-        return actions
+        if not ready:
+            return []
+        self._handing_over = ready
+        return [HandOver(ready)]
 
     def handed_over(self) -> list[Action]:
         """Take note that the tables' spooled changes are printed and durable, and all up to ``done``."""
@@ -428,7 +420,16 @@ class Core:
     def stored_at(self, position: Lsn) -> list[Action]:
         """Take note that the position is stored."""
         self.stored = max(self.stored, position)
+        actions: list[Action] = []
         if self.stored > self.confirmed:
             self.confirmed = self.stored
-            return [Confirm(self.stored)]
-        return []
+            actions.append(Confirm(self.stored))
+        # No sooner: what is read again from the stored position must not be printed for a table that was ahead of it.
+        caught_up = tuple(
+            oid
+            for oid, state in self.tables.items()
+            if state.phase is Phase.SYNC_DONE and state.sync_lsn is not None and self.stored >= state.sync_lsn
+        )
+        for oid in caught_up:
+            self.tables[oid] = TableState(Phase.READY)
+        return [*actions, StoreCaughtUp(caught_up)] if caught_up else actions

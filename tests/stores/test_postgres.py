@@ -362,7 +362,8 @@ def test_a_slot_that_is_there_is_read_and_left(database: Database) -> None:
 def test_without_a_snapshot_a_table_is_ready_at_once(etl: Database) -> None:
     etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)")
     options = ["pub", "--store", "postgres", "--until-lsn", "now"]
-    assert run_tail(*options, "--snapshot", "never", dsn=etl.dsn()).stdout == ""
+    first = run_tail(*options, "--snapshot", "never", dsn=etl.dsn())
+    assert (first.code, first.stdout) == (0, ""), first.stderr
     etl.psql("INSERT INTO t VALUES (2)")
     finished = run_tail(*options, dsn=etl.dsn())
     assert [(event["op"], event["new"]["id"]) for event in finished.events] == [("insert", 2)]

@@ -14,12 +14,13 @@ from __future__ import annotations
 import random
 from hashlib import sha256
 
+from pgrepl.catalog.definitions import of_description
 from pgrepl.engine.core import Phase
 from pgrepl.lsn import Lsn
 from tests.engine.simulation.client import Client, Parts, Steps, World
 from tests.engine.simulation.reader import check, check_versions
 from tests.engine.simulation.server import Habits, Server
-from tests.engine.simulation.surroundings import Lines, Sink, Store
+from tests.engine.simulation.surroundings import Lines, Record, Sink, Store
 from tests.engine.simulation.violation import Violation
 
 __all__ = ["Parts", "Violation", "play"]
@@ -43,6 +44,9 @@ class _Schedule:
     def __init__(self, dice: random.Random, parts: Parts) -> None:
         self._dice, self._parts = dice, parts
         habits = Habits(
+            favourite=dice.randint(1, 5),
+            favour=dice.choice((0.0, 0.7)),
+            commit=dice.choice((0.2, 0.4)),
             ddl=dice.choice((0.0, 0.02, 0.08)),
             truncate=dice.choice((0.0, 0.02)),
             create=dice.choice((0.0, 0.01)),
@@ -66,11 +70,35 @@ class _Schedule:
         # How likely, at a step: a crash of the server, a crash of pgrepl, a change of the publication, a failure.
         self._server_crash = dice.choice((0.0, 0.003, 0.01))
         self._crash = dice.choice((0.002, 0.01, 0.03))
-        self._publish = dice.choice((0.0, 0.005, 0.02))
+        self._publish = dice.choice((0.0, 0.005, 0.05))
         self._failure = dice.choice((0.0, 0.01))
         # Tables that were ready when they left the publication at that LSN.
         self._stayed: dict[int, Lsn] = {}
+        if dice.random() < 0.2:
+            self._inherit()
         self._begin()
+
+    def _inherit(self) -> None:
+        """Begin with what another tool has left, some of its tables ahead of its slot."""
+        server, store, sink = self._world.server, self._world.store, self._world.sink
+        for _ in range(self._dice.randint(0, 60)):
+            server.write()
+        point = Lsn(server.end)
+        server.keep_slot(point)
+        for _ in range(self._dice.randint(0, 60)):
+            server.write()
+        server.flushed = server.end
+        store.moves(point)
+        inherited: list[Record] = []
+        ahead = [t.commit_lsn for t in server.wal if t.commit_lsn >= point] + [point, Lsn(server.end)]
+        for oid in sorted(server.published & {1, 2, 3}):
+            phase = self._dice.choice([Phase.READY, Phase.SYNC_DONE, Phase.SYNC_DONE, Phase.INIT, Phase.DATA_SYNC])
+            synced = self._dice.choice(ahead) if phase is Phase.SYNC_DONE else point
+            store.tables[oid] = (phase, synced if phase is Phase.SYNC_DONE else None)
+            if phase in (Phase.READY, Phase.SYNC_DONE):
+                store.schema(of_description(server.definition_at(oid, synced).described()))
+                inherited.append(Record("inherited", (oid,), place=(synced, -1)))
+        sink.inherit(inherited, point)
 
     def _begin(self) -> None:
         """Begin a life of the process."""

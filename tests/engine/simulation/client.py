@@ -160,9 +160,10 @@ class Client:
         before = {oid: server.catalog[oid] for oid in published}
         yield
         state = store.load()
-        slot = resume.SlotFacts(Lsn(server.slot.confirmed), False, None) if server.slot else None
+        slot = resume.SlotFacts(Lsn(server.slot.confirmed), None) if server.slot else None
+        here = resume.Here(IDENTITY, Lsn(server.flushed))
         try:
-            how = resume.decide(state, slot, IDENTITY, Lsn(server.flushed))
+            how = resume.decide(state, slot, here, output=self._sink.position)
         except PositionError as error:
             raise Violation(str(error)) from None
         if how.how == "fresh":
@@ -212,15 +213,24 @@ class Client:
             phase = Phase(stored.phase)
             # A copy that was cut short begins anew.
             states[oid] = TableState(Phase.INIT if phase is Phase.DATA_SYNC else phase, stored.lsn)
+            if phase is Phase.ERRORED and self._dice.random() < 0.5:
+                # Its time to be tried again has come.
+                states[oid].retry_at = self._clock
+        removed = sorted(states.keys() - set(published))
+        for oid in removed:
+            if states[oid].phase is Phase.INIT:
+                # There is nothing left to copy.
+                states[oid] = TableState(Phase.ERRORED)
         for oid in published:
             states.setdefault(oid, TableState(Phase.INIT))
         self._copies.update(state.copies)
         self._make(position, states, {}, state.told)
         read_at = Lsn(self._server.end)
-        for oid in states.keys() - set(published):
+        for oid in removed:
             self._world.away[oid] = read_at
             self._core.table_left(oid, read_at)
         yield from self._perform(self._core.copies_due())
+        yield from self._perform(self._core.retries_due(self._clock))
         return True
 
     def _make(

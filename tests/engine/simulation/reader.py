@@ -31,6 +31,7 @@ class Reader:
     """Read an output from its beginning, holding it to the promises. Raises Violation."""
 
     def __init__(self, server: Server, *, exactly_once: bool) -> None:
+        self._server = server
         self._exactly_once = exactly_once
         self._definitions = {
             step.number: step.definition.shown
@@ -51,6 +52,10 @@ class Reader:
                     self._frame = None
                     for table in self.tables.values():
                         table.may_repeat = True
+                case "inherited":
+                    (oid,), point = record.tables, Lsn(record.place[0])
+                    rows = self._server.rows_at(oid, point)
+                    self.tables[oid] = _Table(rows, whole=True, snapshot_lsn=point)
                 case "begin" | "read" | "end":
                     self._copied(record, self.tables[record.tables[0]])
                 case "open" | "close":
@@ -150,8 +155,9 @@ def check(
         if table.snapshot_lsn < noticed.get(oid, 0):
             raise Violation(f"table {oid} was away at {noticed[oid]} and is not copied again")
         snapshot = server.rows_at(oid, table.snapshot_lsn)
-        # While a table was not in the publication its changes are not the publication's.
-        _compare(oid, table, server.rows_after(snapshot, oid, table.snapshot_lsn))
+        # Of a table that has come back, changes of meanwhile are not the publication's. One that has come once is whole.
+        partly = oid in server.left
+        _compare(oid, table, server.rows_after(snapshot, oid, table.snapshot_lsn, only_published=partly))
     for oid, left_at in stayed.items():
         table = reader.tables[oid]
         snapshot = server.rows_at(oid, table.snapshot_lsn)

@@ -199,8 +199,11 @@ class SlotPositions(NamedTuple):
 
 @dataclass(frozen=True)
 class Habits:
-    """What the writers of one schedule are like: probabilities of what they do."""
+    """What the writers of one schedule are like: probabilities of what they do, mostly to their favourite table."""
 
+    favourite: int
+    favour: float
+    commit: float
     ddl: float
     truncate: float
     create: float
@@ -269,7 +272,7 @@ class Server:
     def write(self) -> None:
         """Let one of the writers do something."""
         what = self._dice.random()
-        if what < 0.55 or not self._open:
+        if what < 0.95 - self._habits.commit or not self._open:
             self._change(self._dice.randrange(4))
         elif what < 0.95:
             self._commit(self._dice.choice(list(self._open)))
@@ -289,7 +292,8 @@ class Server:
             steps = self._create(session, own)
         else:
             visible = sorted({*self.catalog, *(s.table for s in own.steps if isinstance(s, Created))})
-            table = dice.choice(visible)
+            is_favourite = habits.favourite in visible and dice.random() < habits.favour
+            table = habits.favourite if is_favourite else dice.choice(visible)
             definition = own.definition(table) or self.catalog[table]
             if any(isinstance(step, Dropped) and step.table == table for step in own.steps):
                 return
@@ -498,16 +502,17 @@ class Server:
 
     def rows_at(self, table: int, point: Lsn) -> list[int]:
         """The rows of a table that a snapshot consistent with ``point`` sees, if the table has its file of then."""
-        *_, last = self.states_after([], table, Lsn(0), point, only_published=False)
-        return last
+        return self.rows_after([], table, Lsn(0), point, only_published=False)
 
     def read(self, table: int, point: Lsn) -> list[int]:
         """The rows that a COPY with that snapshot gives now."""
         return [] if self.rewritten_since(table, point) else self.rows_at(table, point)
 
-    def rows_after(self, rows: list[int], table: int, start: Lsn, end: Lsn | None = None) -> list[int]:
-        """Carry out on ``rows`` the published changes of transactions that commit in [start, end)."""
-        *_, last = self.states_after(rows, table, start, end)
+    def rows_after(
+        self, rows: list[int], table: int, start: Lsn, end: Lsn | None = None, *, only_published: bool = True
+    ) -> list[int]:
+        """Carry out on ``rows`` the changes of transactions that commit in [start, end)."""
+        *_, last = self.states_after(rows, table, start, end, only_published=only_published)
         return last
 
     def states_after(

@@ -18,7 +18,7 @@ from tests.engine.simulation.violation import Violation
 
 IDENTITY = Identity("7000000000000000001", 1, "supabase_etl_apply_1", "app")
 
-Kind = Literal["life", "begin", "read", "end", "schema", "row", "truncate", "message", "open", "close"]
+Kind = Literal["life", "inherited", "begin", "read", "end", "schema", "row", "truncate", "message", "open", "close"]
 
 
 class Record(NamedTuple):
@@ -26,7 +26,8 @@ class Record(NamedTuple):
 
     ``place`` is (commit_lsn, seq) of what belongs to a transaction, for begin and read the LSN of the snapshot.
     ``number`` is that of the row or message, the attempt of a copy, or how many rows a frame has. ``columns`` is the
-    version as the line shows it, after the table's name. A ``life`` is no line: it says that another process writes from here on.
+    version as the line shows it, after the table's name. A ``life`` is no line: it says that another process writes from here on. Neither is
+    ``inherited``: it stands for what another tool has copied before.
     """
 
     kind: Kind
@@ -179,6 +180,12 @@ class Sink:
     _durable: Lsn = Lsn(0)
     _unsure: int | None = None
 
+    def inherit(self, records: list[Record], position: Lsn) -> None:
+        """Begin with what another tool has left."""
+        self.content.extend(records)
+        self._synced = len(records)
+        self.sidecar = (len(records), position, {})
+
     def crash(self) -> None:
         """Lose some of what was not synced; of a pipe what the last write, which may not have ended, did not bring."""
         keep = self._unsure if self.pipe else self._synced
@@ -198,6 +205,11 @@ class Sink:
         self._start = len(self.content)
         self._marked, self._durable = (self._start, position), position
         return (None, {}) if self.pipe else (position, dict(copies))
+
+    @property
+    def position(self) -> Lsn | None:
+        """Up to where it holds everything, of which a pipe knows nothing."""
+        return None if self.pipe else self.sidecar[1]
 
     @property
     def is_synced(self) -> bool:
