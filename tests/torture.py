@@ -43,7 +43,9 @@ def main() -> int:
     if not _play(iter(range(first, first + round(SCHEDULES * options.factor)))):
         return 1
     environment = {**os.environ, "PGREPL_TORTURE_FACTOR": str(options.factor)}
-    return subprocess.run([sys.executable, "-m", "pytest", "tests/fault", *rest], env=environment, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/fault", *rest], env=environment, check=False
+    ).returncode
 
 
 def _until(first: int, end: float) -> Iterator[int]:
