@@ -151,7 +151,7 @@ def check(
         if table.snapshot_lsn < noticed.get(oid, 0):
             raise Violation(f"table {oid} was away at {noticed[oid]} and is not copied again")
         snapshot = server.rows_at(oid, table.snapshot_lsn)
-        # Of a table that has come back, changes of meanwhile are not the publication's. One that has come once is whole.
+        # Of a table that has come back, changes of meanwhile are not the publication's.
         partly = oid in server.left
         _compare(oid, table, server.rows_after(snapshot, oid, table.snapshot_lsn, only_published=partly))
     for oid, left_at in stayed.items():

@@ -357,7 +357,7 @@ class Server:
         return Altered(oid, Definition(oid, name, columns, attnum), rewrites)
 
     def _create(self, session: int, own: _Open) -> list[Step]:
-        """Create a table, perhaps in place of another that has its name; a publication FOR ALL TABLES has it at once."""
+        """Create a table, perhaps in place of one that has its name; a publication FOR ALL TABLES has it at once."""
         self._oids += 1
         name, steps = f"t{self._oids}", list[Step]()
         droppable = sorted(oid for oid in self.catalog if not own.touches(oid))
