@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,32 @@ SCHEDULES = 4000
 PARTS = 5
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_promises_hold_on_any_schedule(part: int) -> None:
-    for seed in range(part, SCHEDULES, PARTS):
+def _play_all(seeds: Iterable[int], parts: Parts | None = None) -> None:
+    for seed in seeds:
         try:
-            play(seed)
+            play(seed, parts)
         except Exception as error:
             raise AssertionError(f"./dev torture --seed {seed} plays it again: {error!r}") from error
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_promises_hold_on_any_schedule(part: int) -> None:
+    _play_all(range(part, SCHEDULES, PARTS))
+
+
+def test_a_failure_says_how_to_play_it_again() -> None:
+    with pytest.raises(AssertionError, match=r"^\./dev torture --seed [0-9]+ plays it again: Violation\(") as failure:
+        _play_all(range(SCHEDULES), Parts(core=_ConfirmsEarly))
+    seed = str(failure.value).split()[3]
+    with pytest.raises(AssertionError) as again:
+        _play_all([int(seed)], Parts(core=_ConfirmsEarly))
+    assert str(again.value) == str(failure.value)
+
+
+def test_one_schedule_can_be_played_alone() -> None:
+    command = [sys.executable, "-m", "tests.torture", "--seed", "7"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "1 schedule, and every promise was kept\n"
 
 
 def test_a_seed_is_the_same_schedule_every_time() -> None:

@@ -172,12 +172,10 @@ class _Schedule:
         server, store = self._world.server, self._world.store
         before, at = server.published, Lsn(server.end)
         removed = server.change_publication()
-        if (
-            removed is not None
-            and removed not in self._world.away
-            and store.tables.get(removed, (None,))[0] is Phase.READY
-        ):
-            self._stayed[removed] = at
+        if removed is not None and removed not in self._world.away and not self._client.copies_again(removed):
+            phase, _ = store.tables.get(removed, (None, None))
+            if phase is Phase.READY:
+                self._stayed[removed] = at
         for oid in server.published - before:
             self._stayed.pop(oid, None)
 

@@ -114,6 +114,11 @@ class Client:
         """Whether nothing is on its way."""
         return not self._tasks and not self._inbox and self._sink.is_synced
 
+    def copies_again(self, table: int) -> bool:
+        """Whether this life is about to copy a table that the store may still call ready."""
+        core = getattr(self, "_core", None)
+        return core is not None and table in core.tables and core.tables[table].phase is not Phase.READY
+
     def run(self) -> Steps:
         """Start, and go on."""
         world = self._world
