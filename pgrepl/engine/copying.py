@@ -35,6 +35,7 @@ from pgrepl.replication.walsender import Walsender
 
 INBOX_BYTES = 8 << 20
 _CHUNK_BYTES = 64 << 10
+_LATE_RETRY = 1.0
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,9 @@ class Copier:
                 self._inbox.put(Gone(gone, number))
             self._copy(prepared, number)
         except (SnapshotUnusable, ConnectError, psycopg.OperationalError) as error:
+            # It begins again at once, and a server that is away would be asked without a pause.
+            if not isinstance(error, SnapshotUnusable):
+                self._stopping.wait(_LATE_RETRY)
             self._report(Lost(oids, number, one_line(error)))
         except PgreplError as error:
             for oid in oids:

@@ -150,6 +150,28 @@ def test_held_tables_stay_as_they_are(table: Database) -> None:
         other.execute("TRUNCATE t, root")
 
 
+def test_a_table_is_let_go_and_the_others_are_not(table: Database) -> None:
+    """The snapshot stays, also after an error; what was replaced while nothing was locked is found."""
+    with exported(table) as name, table.connect() as other, imported(table, name) as snapshot:
+        (held,) = snapshot.published(["pub"])
+        (let_go,) = snapshot.published(["via_root"])
+        snapshot.hold([held, let_go])
+        other.execute("SET lock_timeout = '100ms'; INSERT INTO t VALUES (3)")
+        snapshot.hold_only([held])
+        other.execute("TRUNCATE root")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute("TRUNCATE t")
+        other.execute("ALTER TABLE root RENAME TO renamed")
+        with pytest.raises(SnapshotUnusable):
+            copied(snapshot, [let_go])
+        snapshot.hold_only([held])
+        assert copied(snapshot, [held]) == [(b"1", b"a"), (b"2", b"b")]
+        snapshot.hold_only([])
+        other.execute("TRUNCATE t")
+        with pytest.raises(SnapshotUnusable, match=r"public\.t was truncated"):
+            snapshot.hold_only([held])
+
+
 def test_a_lock_that_is_not_to_be_had(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_module, "_LOCK_TIMEOUT", "50ms")
     with exported(table) as name, table.connect() as other, imported(table, name) as snapshot:

@@ -121,3 +121,33 @@ def test_a_copy_that_broke_off_tells_nothing_any_more(database18: Database) -> N
         workload.must_hold_each_once(events)
         assert workload.attempts(events)["big"] == 2
         assert Mirror().apply(events).rows("big") == source_rows(database18, "big")
+
+
+def test_a_transaction_that_commits_at_the_stored_position_is_read(database18: Database, tmp_path: Path) -> None:
+    """Under load the next commit record often starts exactly where the last one ended."""
+    _prepare(database18)
+    output = tmp_path / "changes.jsonl"
+    arguments = ["p", "--store", "postgres", "-o", str(output)]
+    inserted: list[int] = []
+    exact = 0
+    with Tail(*arguments, "--until-lsn", "now", dsn=database18.dsn()) as tail:
+        assert tail.finish().code == 0, tail.stderr
+    with database18.connect() as first, database18.connect() as second:
+        # The server may write a record of its own in between.
+        for number in range(20):
+            second.execute("BEGIN")
+            second.execute("INSERT INTO t VALUES (%s)", [2 * number + 1])
+            first.execute("INSERT INTO t VALUES (%s)", [2 * number])
+            end = str(_value(first, "SELECT pg_current_wal_insert_lsn()::text"))
+            second.execute("COMMIT")
+            inserted += [2 * number, 2 * number + 1]
+            for until in (end, "now"):
+                with Tail(*arguments, "--until-lsn", until, dsn=database18.dsn()) as tail:
+                    assert tail.finish().code == 0, tail.stderr
+            events = workload.parse(output.read_bytes().splitlines(keepends=True))
+            changes = [event for event in events if event["op"] == "insert"]
+            assert [event["new"]["id"] for event in changes] == inserted
+            exact += changes[-1]["commit_lsn"] == end
+            if exact == 2:
+                return
+    raise AssertionError("no transaction committed at the end of the one before")
