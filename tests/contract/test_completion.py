@@ -121,7 +121,8 @@ def test_without_an_answer_there_is_nothing_and_soon() -> None:
                 start = time.monotonic()
                 assert complete(f"pgrepl {command} ", PGREPL_DSN=dsn) == []
                 seconds.append(time.monotonic() - start)
-            assert min(seconds) < 1, dsn
+            # A person waits for it, but a busy machine is no reason to fail: without a limit it would be a minute.
+            assert min(seconds) < 5, dsn
         assert complete("pgrepl tail -c /nonexistent.toml ") == []
 
 

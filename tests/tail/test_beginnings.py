@@ -149,7 +149,7 @@ def test_from_what_the_server_would_skip_in_silence(database: Database, slot: st
         database,
         *("pub", "--slot", slot, "--from-lsn", "FFFF/0"),
         code=2,
-        message="--from-lsn FFFF/0 lies beyond the server's WAL, which ends at 0/",
+        message="--from-lsn FFFF/0 lies beyond the server's WAL, which ends at ",
         hint="skip what it writes until then",
     )
     with database.connect() as connection:
