@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pgrepl import events
 from pgrepl.catalog.definitions import DDL_PREFIX, of_message
@@ -19,6 +20,7 @@ from pgrepl.engine.core import (
     Core,
     Decision,
     DropSpool,
+    Forget,
     HandOver,
     MarkCopying,
     StoreCaughtUp,
@@ -31,6 +33,7 @@ from pgrepl.engine.routing import Router
 from pgrepl.engine.run import End, Reason, Run, StartAgain
 from pgrepl.engine.starting import Beginning
 from pgrepl.engine.streamed import StreamedTransactions
+from pgrepl.engine.versions import Versions
 from pgrepl.errors import InputError
 from pgrepl.events import Event
 from pgrepl.lsn import Lsn
@@ -83,10 +86,17 @@ class Applier:
             lambda relation, transaction: relations.resolve(connections.admin, relation, transaction.xid),
             printed=self.publishing.wants,
             known=beginning.known,
-            told=beginning.told,
             appeared=self.publishing.appeared,
         )
-        self._router = Router(core, run.output, run.spool, frames=run.options.transactions, printed=self._row_printed)
+        self._versions = Versions(beginning.told)
+        self._router = Router(
+            core,
+            run.output,
+            run.spool,
+            self._versions,
+            frames=run.options.transactions,
+            printed=self._row_printed,
+        )
         self._done()
 
     def begin_copies(self, beginning: Beginning) -> None:
@@ -94,7 +104,7 @@ class Applier:
         self._expect(beginning.due)
         if beginning.prepared is not None:
             for table in beginning.prepared.tables:
-                self.perform(self._core.copy_begins(table.oid, beginning.position))
+                self.perform(self._core.copy_begins(table.oid, 0, beginning.position))
             self._copier.run(beginning.prepared)
         self.perform(self._core.copies_due())
         self._retry()
@@ -225,44 +235,45 @@ class Applier:
         # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.
         streaming = self._persistent or self._check_stream()
         match news:
-            case copying.Begins(table, snapshot_lsn):
-                if table.oid not in self._core.tables:
+            case copying.Begins(table, definition, number, snapshot_lsn):
+                if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
-                self._changes.knows(table, snapshot_lsn)
-                self.perform(self._core.copy_begins(table.oid, snapshot_lsn))
+                self._changes.knows(table)
+                self._versions.copied(table, snapshot_lsn)
+                self.perform(self._core.copy_begins(table.oid, number, snapshot_lsn))
                 if self._until is not None:
                     self._until = max(self._until, snapshot_lsn)
-                in_store(self._run, lambda: self._run.store.schema(table))
+                in_store(self._run, lambda: self._run.store.schema(definition))
                 self._output.emit(events.SnapshotBegin(table, attempt, snapshot_lsn))
-            case copying.Rows(oid, snapshot_lsn, lines, count):
-                if self._core.is_copied_from(oid, snapshot_lsn):
+            case copying.Rows(oid, number, lines, count):
+                if self._core.is_copying(oid, number):
                     self._rows(lines, count)
-            case copying.Ends(table, snapshot_lsn, rows):
-                if not self._core.is_copied_from(table.oid, snapshot_lsn):
+            case copying.Ends(table, number, snapshot_lsn, rows):
+                if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid]
                 self._output.emit(events.SnapshotEnd(table, attempt, rows, snapshot_lsn))
                 self._progress.tables_done += 1
-                self.perform(self._core.copy_ends(table.oid))
-            case copying.Lost(oids, reason):
+                self.perform(self._core.copy_ends(table.oid, number))
+            case copying.Lost(oids, number, reason):
                 self._run.observer.warning(f"{reason}; the copy begins again")
                 if not streaming:
                     raise StartAgain(reason)
+                self.perform(self._core.copy_lost(oids, number))
+            case copying.Gone(oids, number):
                 for oid in oids:
-                    if oid in self._core.tables:
-                        self.perform(self._core.copy_lost(oid))
-            case copying.Gone(oids):
-                for oid in oids:
-                    if oid in self._core.tables:
-                        self.perform(self._core.forget(oid))
-            case copying.Failed(oid, error):
+                    self.perform(self._core.copy_gone(oid, number))
+                # They may be back already.
+                self._run.refresh = True
+            case copying.Failed(oid, number, error):
+                if not self._core.is_copying(oid, number):
+                    return
                 if not self._persistent:
                     raise error
                 self._run.observer.warning(f"{error}; the stream goes on without this table", hint=error.hint)
-                if oid in self._core.tables:
-                    in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
-                    self.perform(self._core.copy_failed(oid))
+                in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
+                self.perform(self._core.copy_failed(oid, number))
 
     def _rows(self, lines: bytes, count: int) -> None:
         limit = self._options.limit
@@ -291,10 +302,11 @@ class Applier:
         self._output.tick()
         self.perform(self._core.durable(self._output.durable(), time.monotonic()))
         self.reopen_when_asked()
-        self.publishing.forget_removed(self.perform)
+        self.perform(self._core.forget_left())
         self._retry()
-        due = self.publishing.refresh_when_due()
-        if due:
+        if self.publishing.is_due():
+            actions, due = self.publishing.refresh()
+            self.perform(actions)
             self._expect(due)
             self.perform(self._core.copies_due())
         self._prune_when_due()
@@ -325,7 +337,7 @@ class Applier:
         """Make what was printed durable, store it, and say it to the server as the last word."""
         self._output.close()
         self.perform(self._core.durable(self._output.durable(), time.monotonic(), at_once=True))
-        self.publishing.forget_removed(self.perform)
+        self.perform(self._core.forget_left())
         self._prune_when_due()
 
     def perform(self, actions: list[Action]) -> None:
@@ -334,22 +346,25 @@ class Applier:
         for action in actions:
             match action:
                 case MarkCopying(tables):
-                    in_store(run, lambda tables=tables: store.copying(tables))  # type: ignore[misc]
-                case Copy(tables):
-                    self._copier.copy(tables)
+                    in_store(run, partial(store.copying, tables))
+                case Copy(tables, number):
+                    self._copier.copy(tables, number)
                 case DropSpool(table, before):
                     run.spool.drop(table, before)
+                case Forget(tables):
+                    for table in tables:
+                        in_store(run, partial(store.forget, table))
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):
-                    told = self._changes.told(position)
-                    in_store(run, lambda t=tables, p=position, v=told: store.ready(t, p, v))  # type: ignore[misc]
+                    told = self._versions.told(position)
+                    in_store(run, partial(store.ready, tables, position, told))
                     self.perform(self._core.stored_at(position))
                 case StoreCaughtUp(tables):
-                    in_store(run, lambda tables=tables: store.caught_up(tables))  # type: ignore[misc]
+                    in_store(run, partial(store.caught_up, tables))
                 case StorePosition(position):
-                    told = self._changes.told(position)
-                    in_store(run, lambda p=position, v=told: store.position(p, v))  # type: ignore[misc]
+                    told = self._versions.told(position)
+                    in_store(run, partial(store.position, position, told))
                     self.perform(self._core.stored_at(position))
                 case Confirm(position):
                     self._confirm(position)
@@ -357,14 +372,11 @@ class Applier:
     def _hand_over(self, tables: tuple[int, ...]) -> None:
         """Print what was spooled of tables whose copy is done, and make it durable."""
         for table in tables:
-            for line in self._run.spool.lines(table):
-                self._output.add(line)
-                if self._output.full:
-                    self._output.write()
+            self._router.hand_over(table)
         self._output.boundary(self._core.done)
         self._output.sync()
         for table in tables:
             for lsn, content in self._run.spool.definitions(table):
                 definition = of_message(content)
-                in_store(self._run, lambda d=definition, at=lsn: self._run.store.version(d, at))  # type: ignore[misc]
+                in_store(self._run, partial(self._run.store.version, definition, lsn))
         self.perform(self._core.handed_over())

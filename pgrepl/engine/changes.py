@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pgrepl import events
-from pgrepl.engine.relations import diff, remember, same_definition
+from pgrepl.engine.relations import remember, same_definition
 from pgrepl.errors import ProtocolError
 from pgrepl.events import Event, Table, Transaction
 from pgrepl.lsn import Lsn
@@ -27,8 +27,8 @@ class Changes:
 
     ``resolve`` builds a Table from a Relation message in a transaction. ``printed`` says whether a table's changes are
     wanted; those of other tables are counted all the same, so that ``seq`` does not depend on what is asked for.
-    ``known`` are the versions that snapshots were read with, ``told`` those that an earlier run has told the output of,
-    good for comparisons only. ``appeared`` is told of a table that was not known, when its first change is near.
+    ``known`` are the versions that snapshots were read with. ``appeared`` is told of each table that is going to
+    change, also when the server says again what it is.
     """
 
     def __init__(
@@ -37,15 +37,12 @@ class Changes:
         *,
         printed: Callable[[Table], bool],
         known: Mapping[int, Table],
-        told: Mapping[int, Table] | None = None,
         appeared: Callable[[Table], None] = lambda table: None,
     ) -> None:
         self._resolve = resolve
         self._printed = printed
         self._appeared = appeared
         self._known = dict(known)
-        self._told = told or {}
-        self._new: list[tuple[Lsn, Table]] = []
         # None for a table whose changes are not wanted.
         self._tables: dict[int, tuple[messages.Relation, Table | None]] = {}
         self._transaction: Transaction | None = None
@@ -61,17 +58,10 @@ class Changes:
         """The number of the next change."""
         return self._seq
 
-    def knows(self, table: Table, snapshot_lsn: Lsn) -> None:
+    def knows(self, table: Table) -> None:
         """Take note of the version that a snapshot was read with, unless the stream has told of the table already."""
         if table.oid not in self._tables or self._tables[table.oid][1] is None:
             self._known[table.oid] = table
-            self._new.append((snapshot_lsn, table))
-
-    def told(self, position: Lsn) -> list[Table]:
-        """Give the versions that the output was told of before ``position``, each once."""
-        due = [table for since, table in self._new if since <= position]
-        self._new = [(since, table) for since, table in self._new if since > position]
-        return due
 
     def broken_off(self) -> None:
         """Take note that the stream broke off; the next one tells of every relation again."""
@@ -121,7 +111,8 @@ class Changes:
                 self._transaction = None
                 return _NOTHING
             case messages.Relation():
-                return self._relation(message)
+                self._relation(message)
+                return _NOTHING
             case messages.Truncate(oids, cascade, restart_identity):
                 return self._truncate(start, oids, cascade, restart_identity)
             case messages.Message(transactional, lsn, prefix, content):
@@ -153,31 +144,25 @@ class Changes:
         if len(row) != len(table.columns):
             raise ProtocolError(f"a row of {table.qualified} with {len(row)} columns instead of {len(table.columns)}")
 
-    def _relation(self, relation: messages.Relation) -> tuple[Event, ...]:
+    def _relation(self, relation: messages.Relation) -> None:
         transaction = self._open()
         current = self._tables.get(relation.oid)
-        if current is not None and current[0] == relation:
-            return _NOTHING
-        table = self._resolve(relation, transaction)
-        if not self._printed(table):
-            self._tables[relation.oid] = (relation, None)
-            return _NOTHING
-        before = self._known.get(relation.oid) or self._told.get(relation.oid)
-        if before is None:
-            self._appeared(table)
-        else:
+        if current is None or current[0] != relation:
+            table = self._resolve(relation, transaction)
+            current = (relation, self._version(table) if self._printed(table) else None)
+            self._tables[relation.oid] = current
+        if current[1] is not None:
+            self._appeared(current[1])
+
+    def _version(self, table: Table) -> Table:
+        before = self._known.get(table.oid)
+        if before is not None:
             table = remember(before, table)
-        same = before is not None and same_definition(before, table)
-        # The one that formats have prepared for already.
-        table = self._known.get(relation.oid, table) if same else table
-        self._known[relation.oid] = table
-        self._tables[relation.oid] = (relation, table)
-        if not same:
-            # In force from the first position on that has the transaction before it.
-            self._new.append((Lsn(transaction.commit_lsn + 1), table))
-        if before is None or same:
-            return _NOTHING
-        return (events.SchemaChange(table, diff(before, table), transaction, self._seq),)
+            if same_definition(before, table):
+                # The one that formats have prepared for already.
+                return before
+        self._known[table.oid] = table
+        return table
 
     def _truncate(self, start: Lsn, oids: tuple[int, ...], cascade: bool, restart_identity: bool) -> tuple[Event, ...]:
         transaction = self._open()

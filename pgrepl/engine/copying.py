@@ -1,7 +1,7 @@
 """Copies beside the stream: workers on one snapshot, whose rows come to the apply loop as finished lines.
 
-Nothing here decides anything. What happens is put into an inbox, bounded in bytes, that the apply loop empties; a
-worker waits while it is full.
+Nothing here decides anything. What happens carries the number of its copy, which the core gave, and is put into an
+inbox, bounded in bytes, that the apply loop empties; a worker waits while it is full.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import psycopg
 
 from pgrepl import connection as sql_connection
 from pgrepl import events
+from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.connection import is_lost, one_line
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.engine.lockwatch import LockWatch
+from pgrepl.engine.relations import Described
 from pgrepl.engine.selection import Selection
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
 from pgrepl.engine.units import Unit
@@ -41,15 +43,17 @@ class Begins:
     """The rows of a table follow, read with this version of it from a snapshot at ``snapshot_lsn``."""
 
     table: Table
+    definition: Definition
+    number: int
     snapshot_lsn: Lsn
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished lines of a table, as they were at ``snapshot_lsn``."""
+    """Finished lines of a table."""
 
     oid: int
-    snapshot_lsn: Lsn
+    number: int
     lines: bytes
     count: int
 
@@ -59,6 +63,7 @@ class Ends:
     """All rows of a table have come."""
 
     table: Table
+    number: int
     snapshot_lsn: Lsn
     rows: int
 
@@ -68,6 +73,7 @@ class Lost:
     """Copies broke off and have to begin anew with another snapshot."""
 
     oids: tuple[int, ...]
+    number: int
     reason: str
 
 
@@ -76,6 +82,7 @@ class Gone:
     """Tables are not in the publication any more."""
 
     oids: tuple[int, ...]
+    number: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Failed:
     """A table cannot be copied."""
 
     oid: int
+    number: int
     error: PgreplError
 
 
@@ -152,7 +160,7 @@ class Prepared:
     snapshot_lsn: Lsn
     workers: list[Snapshot]
     tables: list[PublishedTable]
-    known: dict[int, Table]
+    known: dict[int, Described]
     resources: ExitStack
 
 
@@ -203,7 +211,7 @@ class Copier:
         resources = ExitStack()
         workers: list[Snapshot] = []
         tables: list[PublishedTable] = []
-        known: dict[int, Table] = {}
+        known: dict[int, Described] = {}
         reason: SnapshotUnusable | None = None
         try:
             for number in range(self._jobs):
@@ -232,12 +240,12 @@ class Copier:
         return Prepared(snapshot_lsn, workers, tables, known, resources)
 
     def run(self, prepared: Prepared) -> None:
-        """Copy the tables of a prepared snapshot, in threads of its own."""
-        self._spawn(lambda: self._copy(prepared))
+        """Copy the tables of a prepared snapshot, in threads of its own: the copy of a fresh start, number 0."""
+        self._spawn(lambda: self._copy(prepared, 0))
 
-    def copy(self, oids: tuple[int, ...]) -> None:
+    def copy(self, oids: tuple[int, ...], number: int) -> None:
         """Make a temporary slot for its snapshot and copy tables out of it, in threads of its own."""
-        self._spawn(lambda: self._late(oids))
+        self._spawn(lambda: self._late(oids, number))
 
     def stop(self) -> None:
         """End all copies where they stand."""
@@ -256,7 +264,7 @@ class Copier:
         self._threads.append(thread)
         thread.start()
 
-    def _late(self, oids: tuple[int, ...]) -> None:
+    def _late(self, oids: tuple[int, ...], number: int) -> None:
         try:
             name = f"pgrepl_copy_{os.getpid()}_{secrets.token_hex(4)}"
             walsender = Walsender.open(self._target, f"pgrepl tail ({name})")
@@ -269,16 +277,16 @@ class Copier:
                 walsender.close()
             gone = tuple(set(oids) - {table.oid for table in prepared.tables})
             if gone:
-                self._inbox.put(Gone(gone))
-            self._copy(prepared)
+                self._inbox.put(Gone(gone, number))
+            self._copy(prepared, number)
         except (SnapshotUnusable, ConnectError, psycopg.OperationalError) as error:
             # It begins again at once, and a server that is away would be asked without a pause.
             if not isinstance(error, SnapshotUnusable):
                 self._stopping.wait(_LATE_RETRY)
-            self._report(Lost(oids, one_line(error)))
+            self._report(Lost(oids, number, one_line(error)))
         except PgreplError as error:
             for oid in oids:
-                self._report(Failed(oid, error))
+                self._report(Failed(oid, number, error))
 
     def _waiting(self, _seconds: float) -> None:
         if self._stopping.is_set():
@@ -288,14 +296,14 @@ class Copier:
         if not self._stopping.is_set():
             self._inbox.put(news)
 
-    def _copy(self, prepared: Prepared) -> None:
+    def _copy(self, prepared: Prepared, number: int) -> None:
         with prepared.resources:
             try:
-                job = _Job(prepared, self._encode, self._inbox, self._stopping)
+                job = _Job(prepared, number, self._encode, self._inbox, self._stopping)
                 with LockWatch(self._target, job, self._yield_after, self._warn):
                     job.run()
             except SnapshotUnusable as unusable:
-                self._report(Lost(tuple(table.oid for table in prepared.tables), str(unusable)))
+                self._report(Lost(tuple(table.oid for table in prepared.tables), number, str(unusable)))
 
 
 class _Job:
@@ -306,9 +314,15 @@ class _Job:
     """
 
     def __init__(
-        self, prepared: Prepared, encode: Callable[[Event], bytes], inbox: Inbox, stopping: threading.Event
+        self,
+        prepared: Prepared,
+        number: int,
+        encode: Callable[[Event], bytes],
+        inbox: Inbox,
+        stopping: threading.Event,
     ) -> None:
         self._prepared = prepared
+        self._number = number
         self._encode = encode
         self._inbox = inbox
         self._stopping = stopping
@@ -339,7 +353,7 @@ class _Job:
         # A worker that lost its connection leaves its share to the others; what none could do begins anew.
         left = tuple(self.unfinished)
         if left and not self._stopping.is_set():
-            self._inbox.put(Lost(left, self._reason))
+            self._inbox.put(Lost(left, self._number, self._reason))
 
     @property
     def pids(self) -> list[int]:
@@ -362,7 +376,7 @@ class _Job:
         """Hold no lock on tables any more; the copy of one that is not done begins anew, for that reason."""
         cut_short = self.unfinished & set(tables)
         for oid in cut_short:
-            self._break(oid, Lost((oid,), reason))
+            self._break(oid, Lost((oid,), self._number, reason))
         with self._lock:
             self._let_go += 1
             reading = [worker for worker, oid in self._at.items() if oid in cut_short]
@@ -405,7 +419,7 @@ class _Job:
                 self._at[worker] = oid
                 if first:
                     # Under the lock, so that no other worker's rows of the table come before it.
-                    self._inbox.put(Begins(self._prepared.known[oid], self._prepared.snapshot_lsn))
+                    self._inbox.put(Begins(*self._prepared.known[oid], self._number, self._prepared.snapshot_lsn))
             if not self._unit(worker, unit):
                 # The transaction is spoilt, but for its snapshot.
                 let_go = None
@@ -413,7 +427,7 @@ class _Job:
     def _unit(self, worker: Snapshot, unit: Unit) -> bool:
         """Copy a unit; False when it came to no good end."""
         oid = unit.table.oid
-        table, lsn = self._prepared.known[oid], self._prepared.snapshot_lsn
+        table, lsn = self._prepared.known[oid].table, self._prepared.snapshot_lsn
         lines: list[bytes] = []
         size = count = total = 0
 
@@ -429,28 +443,29 @@ class _Job:
                         size += len(line)
                     count += len(rows)
                     if size >= _CHUNK_BYTES:
-                        self._inbox.put(Rows(oid, lsn, b"".join(lines), count), wanted)
+                        self._inbox.put(Rows(oid, self._number, b"".join(lines), count), wanted)
                         total += count
                         lines, size, count = [], 0, 0
                     if self._stopping.is_set() or not wanted():
                         return False
         except (SnapshotUnusable, psycopg.errors.QueryCanceled) as unusable:
-            self._break(oid, Lost((oid,), one_line(unusable)))
+            self._break(oid, Lost((oid,), self._number, one_line(unusable)))
             return False
         except psycopg.Error as error:
             if is_lost(error):
-                self._break(oid, Lost((oid,), one_line(error)))
+                self._break(oid, Lost((oid,), self._number, one_line(error)))
             else:
-                self._break(oid, Failed(oid, sql_connection.server_error(error, f"cannot copy {table.qualified}")))
+                failure = sql_connection.server_error(error, f"cannot copy {table.qualified}")
+                self._break(oid, Failed(oid, self._number, failure))
             return False
         if count:
-            self._inbox.put(Rows(oid, lsn, b"".join(lines), count), wanted)
+            self._inbox.put(Rows(oid, self._number, b"".join(lines), count), wanted)
         with self._lock:
             self._left[oid] -= 1
             self._counts[oid] += total + count
             ended = self._left[oid] == 0 and oid not in self._broken
         if ended:
-            self._inbox.put(Ends(table, lsn, self._counts[oid]))
+            self._inbox.put(Ends(table, self._number, lsn, self._counts[oid]))
         return True
 
     def _break(self, oid: int, news: Lost | Failed) -> None:

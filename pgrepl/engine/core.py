@@ -37,13 +37,15 @@ class Phase(Enum):
 class TableState:
     """A table of the publication.
 
-    ``sync_lsn`` belongs to ``SYNC_DONE``: changes of transactions from there on are ours. ``snapshot_lsn`` is the
-    consistent point of the copy that is going on, once it is known; ``copied`` says that all its rows have been
-    printed. ``retry_at`` belongs to ``ERRORED``: when it is copied again, in seconds since 1970; None for never.
+    ``sync_lsn`` belongs to ``SYNC_DONE``: changes of transactions from there on are ours. ``copy`` is the number of the
+    copy that is going on, 0 for the one of a fresh start; ``snapshot_lsn`` is its consistent point, once it is known,
+    and ``copied`` says that all its rows have been printed. ``retry_at`` belongs to ``ERRORED``: when it is copied
+    again, in seconds since 1970; None for never.
     """
 
     phase: Phase
     sync_lsn: Lsn | None = None
+    copy: int = 0
     snapshot_lsn: Lsn | None = None
     copied: bool = False
     retry_at: float | None = None
@@ -59,9 +61,13 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class Copy:
-    """Copy these tables, out of one snapshot; nothing has been printed of them that counts."""
+    """Copy these tables, out of one snapshot; nothing has been printed of them that counts.
+
+    What is heard of the copy comes with its number: a table may be copied again before the copy before has ended.
+    """
 
     tables: tuple[int, ...]
+    number: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,13 @@ class DropSpool:
 
     table: int
     before: Lsn | None
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Remove what is stored of tables that have left the publication."""
+
+    tables: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class StoreReady:
 
 @dataclass(frozen=True)
 class StoreCaughtUp:
-    """Store that tables which another tool left in sync_done are ready: the stream has passed their position."""
+    """Store that tables which another tool left in sync_done are ready: the stored position is not before theirs."""
 
     tables: tuple[int, ...]
 
@@ -115,7 +128,9 @@ class Confirm:
     position: Lsn
 
 
-Action: TypeAlias = Copy | MarkCopying | DropSpool | HandOver | StoreReady | StoreCaughtUp | StorePosition | Confirm
+Action: TypeAlias = (
+    Copy | MarkCopying | DropSpool | Forget | HandOver | StoreReady | StoreCaughtUp | StorePosition | Confirm
+)
 
 
 class Core:
@@ -148,6 +163,9 @@ class Core:
         # Of a transaction whose end was lost with a connection: how many of its changes have been dealt with.
         self._partial: tuple[Lsn, int] | None = None
         self._handing_over: tuple[int, ...] = ()
+        self._copies = 0
+        # Tables that were missing when the publication was read, and the end of the WAL then.
+        self._left: dict[int, Lsn] = {}
         self._changed_since_store = False
         self._last_store = float("-inf")
 
@@ -251,9 +269,7 @@ class Core:
         due = tuple(oid for oid, state in self.tables.items() if state.phase is Phase.INIT)
         if not due:
             return []
-        for oid in due:
-            self.tables[oid] = TableState(Phase.DATA_SYNC)
-        return [MarkCopying(due), Copy(due)]
+        return self._copy(due)
 
     def retries_due(self, now: float) -> list[Action]:
         """Begin to copy errored tables whose time has come; ``now`` is in seconds since 1970."""
@@ -266,31 +282,46 @@ class Core:
             self.tables[oid] = TableState(Phase.INIT)
         return self.copies_due() if due else []
 
-    def copy_begins(self, table: int, snapshot_lsn: Lsn) -> list[Action]:
+    def _copy(self, tables: tuple[int, ...]) -> list[Action]:
+        self._copies += 1
+        for oid in tables:
+            self.tables[oid] = TableState(Phase.DATA_SYNC, copy=self._copies)
+        return [MarkCopying(tables), Copy(tables, self._copies)]
+
+    def is_copying(self, table: int, number: int) -> bool:
+        """Whether what a copy tells of a table counts: another may have been begun since, or none be wanted."""
+        state = self.tables.get(table)
+        return state is not None and state.phase is Phase.DATA_SYNC and state.copy == number
+
+    def copy_begins(self, table: int, number: int, snapshot_lsn: Lsn) -> list[Action]:
         """Take note at which position the copy of a table is consistent; what the snapshot holds is not repeated."""
+        if not self.is_copying(table, number):
+            return []
         self.tables[table].snapshot_lsn = snapshot_lsn
         return [DropSpool(table, snapshot_lsn)]
 
-    def is_copied_from(self, table: int, snapshot_lsn: Lsn) -> bool:
-        """Whether a table is being copied out of this snapshot: of a copy that broke off more may arrive later."""
-        state = self.tables.get(table)
-        return state is not None and state.phase is Phase.DATA_SYNC and state.snapshot_lsn == snapshot_lsn
-
-    def copy_ends(self, table: int) -> list[Action]:
+    def copy_ends(self, table: int, number: int) -> list[Action]:
         """Take note that all rows of a table have been printed."""
+        if not self.is_copying(table, number):
+            return []
         self.tables[table].copied = True
         return self._settle()
 
-    def copy_lost(self, table: int) -> list[Action]:
-        """Take note that a copy cannot be finished; it begins anew with another snapshot."""
-        state = self.tables[table]
-        state.snapshot_lsn, state.copied = None, False
-        return [Copy((table,))]
+    def copy_lost(self, tables: Iterable[int], number: int) -> list[Action]:
+        """Take note that a copy of tables cannot be finished; it begins anew with another snapshot."""
+        lost = tuple(oid for oid in tables if self.is_copying(oid, number))
+        return self._copy(lost) if lost else []
 
-    def copy_failed(self, table: int) -> list[Action]:
+    def copy_failed(self, table: int, number: int) -> list[Action]:
         """Take note that a table cannot be copied at all; the stream goes on without it."""
+        if not self.is_copying(table, number):
+            return []
         self.tables[table] = TableState(Phase.ERRORED)
         return [DropSpool(table, None)]
+
+    def copy_gone(self, table: int, number: int) -> list[Action]:
+        """Take note that a table is not in the publication that the snapshot of its copy sees."""
+        return self._forget((table,)) if self.is_copying(table, number) else []
 
     def _settle(self) -> list[Action]:
         """Between transactions: hand over the tables whose copy the stream has reached."""
@@ -304,18 +335,10 @@ class Core:
             and state.snapshot_lsn is not None
             and self.done >= state.snapshot_lsn
         )
-        caught_up = tuple(
-            oid
-            for oid, state in self.tables.items()
-            if state.phase is Phase.SYNC_DONE and state.sync_lsn is not None and self.done >= state.sync_lsn
-        )
-        for oid in caught_up:
-            self.tables[oid] = TableState(Phase.READY)
-        actions: list[Action] = [StoreCaughtUp(caught_up)] if caught_up else []
-        if ready:
-            self._handing_over = ready
-            actions.append(HandOver(ready))
-        return actions
+        if not ready:
+            return []
+        self._handing_over = ready
+        return [HandOver(ready)]
 
     def handed_over(self) -> list[Action]:
         """Take note that the tables' spooled changes are printed and durable, and all up to ``done``."""
@@ -327,17 +350,41 @@ class Core:
 
     # Tables that come and go.
 
-    def tables_now(self, published: Iterable[int]) -> tuple[int, ...]:
-        """Compare with what the publication has now: new tables are to be copied; gives those that have left it."""
-        wanted = set(published)
-        for oid in wanted - self.tables.keys():
-            self.tables[oid] = TableState(Phase.INIT)
-        return tuple(oid for oid in self.tables if oid not in wanted)
+    def tables_now(self, published: Iterable[int], read_at: Lsn) -> list[Action]:
+        """Compare with what the publication has; the WAL had come to ``read_at`` when that had been read.
 
-    def forget(self, table: int) -> list[Action]:
-        """Take note that a table has left the publication for good, and the stream has passed that point."""
-        self.tables.pop(table, None)
-        return [DropSpool(table, None)]
+        New tables are to be copied, and so are those that have come back: their changes of meanwhile are missing.
+        """
+        wanted = set(published)
+        actions: list[Action] = []
+        for oid in sorted(wanted):
+            if oid in self._left:
+                del self._left[oid]
+                self.tables[oid] = TableState(Phase.INIT)
+                actions.append(DropSpool(oid, None))
+            elif oid not in self.tables:
+                self.tables[oid] = TableState(Phase.INIT)
+        for oid in self.tables:
+            if oid not in wanted:
+                self.table_left(oid, read_at)
+        return actions
+
+    def table_left(self, table: int, read_at: Lsn) -> None:
+        """Take note that a table was not in the publication, which was read before the WAL had come to ``read_at``.
+
+        Its changes of before still count, so it is forgotten when all that is before has been stored.
+        """
+        self._left.setdefault(table, read_at)
+
+    def forget_left(self) -> list[Action]:
+        """Forget the tables that have left the publication, as far as the stream has passed that point."""
+        return self._forget(tuple(oid for oid, read_at in self._left.items() if self.stored >= read_at))
+
+    def _forget(self, tables: tuple[int, ...]) -> list[Action]:
+        for oid in tables:
+            self._left.pop(oid, None)
+            del self.tables[oid]
+        return [Forget(tables), *(DropSpool(oid, None) for oid in tables)] if tables else []
 
     @property
     def copying(self) -> bool:
@@ -373,7 +420,16 @@ class Core:
     def stored_at(self, position: Lsn) -> list[Action]:
         """Take note that the position is stored."""
         self.stored = max(self.stored, position)
+        actions: list[Action] = []
         if self.stored > self.confirmed:
             self.confirmed = self.stored
-            return [Confirm(self.stored)]
-        return []
+            actions.append(Confirm(self.stored))
+        # No sooner: what is read again from the stored position must not be printed for a table that was ahead of it.
+        caught_up = tuple(
+            oid
+            for oid, state in self.tables.items()
+            if state.phase is Phase.SYNC_DONE and state.sync_lsn is not None and self.stored >= state.sync_lsn
+        )
+        for oid in caught_up:
+            self.tables[oid] = TableState(Phase.READY)
+        return [*actions, StoreCaughtUp(caught_up)] if caught_up else actions

@@ -53,6 +53,10 @@ class LineSpool:
             else:
                 self._spool.drop_before(key, before)
 
+    def append_version(self, table: int, commit_lsn: Lsn, number: int) -> None:
+        """Keep the number of the version that the following lines are in."""
+        self._spool.append(table, b"", order=commit_lsn, start=number)
+
     def append_definition(self, table: int, commit_lsn: Lsn, lsn: Lsn, content: bytes) -> None:
         """Keep what a message of the event trigger, which ends at ``lsn``, says about a table."""
         self._spool.append(_definitions(table), content, order=commit_lsn, start=lsn)
@@ -62,10 +66,10 @@ class LineSpool:
         for entry in self._spool.take(_definitions(table)):
             yield Lsn(entry.start), entry.payload
 
-    def lines(self, table: int) -> Iterator[bytes]:
-        """Give the lines in order, and let go of them on the way."""
+    def entries(self, table: int) -> Iterator[tuple[int | None, bytes]]:
+        """Give the numbers of versions and the lines (with None) in order, and let go of them on the way."""
         for entry in self._spool.take(table):
-            yield entry.payload
+            yield (None if entry.payload else entry.start), entry.payload
 
     def clear(self) -> None:
         """Forget everything."""

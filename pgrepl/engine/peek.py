@@ -12,6 +12,7 @@ from pgrepl import connection
 from pgrepl.catalog import slots
 from pgrepl.engine import relations
 from pgrepl.engine.changes import Changes
+from pgrepl.engine.versions import Versions
 from pgrepl.errors import OperationError, PositionError
 from pgrepl.lsn import Lsn
 from pgrepl.names import quote_ident
@@ -124,6 +125,7 @@ def _read(
         printed=lambda _table: True,
         known={},
     )
+    versions = Versions()
     found: list[Event] = []
     count = 0
     names = ",".join(quote_ident(publication) for publication in publications)
@@ -132,7 +134,8 @@ def _read(
         rows = cast(Generator[tuple[str, bytes], None, None], cursor.stream(_PEEK, [name, messages, names]))
         for lsn, data in rows:
             count += 1
-            found += changes.apply(Lsn.parse(lsn), decode(data))
+            for event in changes.apply(Lsn.parse(lsn), decode(data)):
+                found += [*versions.before(event), event]
             if len(found) >= limit:
                 rows.close()
                 return found, False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import psycopg
 
@@ -12,7 +11,6 @@ from pgrepl.catalog.publications import PublishedTable
 from pgrepl.engine import preflight
 from pgrepl.engine.connections import Connections
 from pgrepl.engine.core import Action, Core, Phase, TableState
-from pgrepl.engine.patience import in_store
 from pgrepl.engine.run import Run
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
@@ -29,7 +27,8 @@ class Publishing:
         self._options = run.options
         self._connections = connections
         self._core = core
-        self._removed = removed
+        for oid, read_at in removed.items():
+            core.table_left(oid, read_at)
         self._next_refresh = 0.0
         self._not_before = 0.0
 
@@ -47,17 +46,17 @@ class Publishing:
         # It may be the partition of a table that is known, of which the server tells as well.
         self._run.refresh = True
 
-    def refresh_when_due(self) -> list[PublishedTable]:
-        """Read the publications again if it is time; gives the tables that are to be copied now."""
+    def is_due(self) -> bool:
+        """Say whether it is time to read the publications again."""
         now = time.monotonic()
         if self._options.refresh is not None and now >= self._next_refresh:
-            due = self._next_refresh > 0
+            self._run.refresh = self._run.refresh or self._next_refresh > 0
             self._next_refresh = now + self._options.refresh
-            self._run.refresh = self._run.refresh or due
-        if not self._run.refresh or self._core.in_transaction or now < self._not_before:
-            return []
+        return self._run.refresh and not self._core.in_transaction and now >= self._not_before
+
+    def refresh(self) -> tuple[list[Action], list[PublishedTable]]:
+        """Read the publications again; gives what is to be done, and the tables that are to be copied then."""
         admin = self._connections.admin
-        read_at, _ = server.wal_ends(admin)
         try:
             with admin.transaction():
                 # Reading about tables takes locks on them, behind an ALTER or TRUNCATE that may be waiting for the end
@@ -67,27 +66,20 @@ class Publishing:
                 published = preflight.published_oids(admin, self._options.publications)
         except psycopg.errors.LockNotAvailable:
             self._not_before = time.monotonic() + _LOCKED_PAUSE
-            return []
+            return [], []
         self._run.refresh = False
+        # Read afterwards, and not how far it is flushed: what tables changed before they left is before this position.
+        _, read_at = server.wal_ends(admin)
         known = set(self._core.tables)
-        for table in tables:
-            if table.oid not in known:
-                self._run.observer.notice(f"{table.qualified} has come into the publication")
-        for oid in self._core.tables_now(table.oid for table in tables):
-            # One that is only called otherwise now is in the publication still.
-            if oid not in published:
-                self._removed.setdefault(oid, read_at)
-        if self._options.snapshot == "never":
-            for table in tables:
-                if table.oid not in known:
-                    self._core.tables[table.oid] = TableState(Phase.READY)
-            return []
-        return [table for table in tables if self._core.tables[table.oid].phase is Phase.INIT]
-
-    def forget_removed(self, perform: Callable[[list[Action]], None]) -> None:
-        """Remove tables that left the publication, once the stream is past the point at which they were missing."""
-        for oid, read_at in list(self._removed.items()):
-            if self._core.stored >= read_at:
-                del self._removed[oid]
-                in_store(self._run, lambda oid=oid: self._run.store.forget(oid))  # type: ignore[misc]
-                perform(self._core.forget(oid))
+        # One that is only called otherwise now is in the publication still.
+        there = {table.oid for table in tables} | known & published
+        actions = self._core.tables_now(there, read_at)
+        due = [table for table in tables if self._core.tables[table.oid].phase is Phase.INIT]
+        for table in due:
+            back = " again" if table.oid in known else ""
+            self._run.observer.notice(f"{table.qualified} has come into the publication{back}")
+        if self._options.snapshot != "never":
+            return actions, due
+        for table in due:
+            self._core.tables[table.oid] = TableState(Phase.READY)
+        return actions, []

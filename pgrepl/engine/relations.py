@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import psycopg
 
 from pgrepl.catalog import tables, transactions, types
+from pgrepl.catalog.definitions import Definition, of_description
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.tables import ColumnDescription, TableDescription
 from pgrepl.events import Column, SchemaDiff, Table
@@ -19,7 +21,14 @@ _VISIBLE_PATIENCE = 2.0
 _STEP = 0.01
 
 
-def published(connection: psycopg.Connection, wanted: Sequence[PublishedTable]) -> dict[int, Table]:
+class Described(NamedTuple):
+    """A table as a snapshot sees it: what is published of it, and its whole definition."""
+
+    table: Table
+    definition: Definition
+
+
+def published(connection: psycopg.Connection, wanted: Sequence[PublishedTable]) -> dict[int, Described]:
     """Build the tables of a snapshot, as the transaction of ``connection`` sees them."""
     described = tables.describe(connection, [table.oid for table in wanted])
     value_types = types.resolve(
@@ -29,7 +38,8 @@ def published(connection: psycopg.Connection, wanted: Sequence[PublishedTable]) 
     for table in wanted:
         if table.oid in described:
             relation = _as_relation(described[table.oid], table.columns)
-            found[table.oid] = build(relation, described[table.oid], value_types, {})
+            version = build(relation, described[table.oid], value_types, {})
+            found[table.oid] = Described(version, of_description(described[table.oid]))
     return found
 
 

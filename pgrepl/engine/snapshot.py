@@ -12,8 +12,8 @@ from pgrepl.catalog import publications
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.tables import lockable, replaced_since_snapshot
 from pgrepl.engine import relations, units
+from pgrepl.engine.relations import Described
 from pgrepl.engine.units import Unit
-from pgrepl.events import Table
 from pgrepl.pgoutput.copytext import CopyRows, Row
 
 _LOCK_TIMEOUT = "5s"
@@ -68,7 +68,7 @@ class Snapshot:
         with _locked_out():
             return publications.published_tables(self._connection, names)
 
-    def describe(self, tables: Sequence[PublishedTable]) -> dict[int, Table]:
+    def describe(self, tables: Sequence[PublishedTable]) -> dict[int, Described]:
         """Build the versions of the tables that rows are read with."""
         with _locked_out():
             return relations.published(self._connection, tables)

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
@@ -157,8 +158,8 @@ class Start:
         store = self._run.store
         in_store(self._run, lambda: store.begin(identity, slot.consistent_point, oids if copy else ()))
         if not copy:
-            for table in relations.published(self._connections.admin, published).values():
-                in_store(self._run, lambda table=table: store.schema(table))  # type: ignore[misc]
+            for described in relations.published(self._connections.admin, published).values():
+                in_store(self._run, partial(store.schema, described.definition))
             in_store(self._run, lambda: store.ready(oids, slot.consistent_point))
         phase = Phase.DATA_SYNC if copy else Phase.READY
         if self._options.keep_slot:
@@ -170,7 +171,7 @@ class Start:
             {table.oid: TableState(phase) for table in published},
             published if copy else (),
             prepared,
-            prepared.known if prepared else {},
+            {oid: described.table for oid, described in prepared.known.items()} if prepared else {},
         )
 
     def _prepare(self, slot: CreatedSlot, before: list[PublishedTable]) -> Prepared:
@@ -206,7 +207,8 @@ class Start:
             if self._options.snapshot == "never" and states[table.oid].phase is Phase.INIT:
                 # Its state stays as it is stored, so that a later run copies it.
                 states[table.oid] = TableState(Phase.READY)
-        read_at, _ = server.wal_ends(self._connections.admin)
+        # Not how far it is flushed: what tables changed before they left is before this position.
+        _, read_at = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
         if due and not self._observer.may_copy(due):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")

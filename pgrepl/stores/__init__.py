@@ -74,7 +74,7 @@ class Store(Protocol):
     def position(self, position: Lsn, told: Collection[Table] = ()) -> None:
         """Store the position, and the versions of tables that the output has been told of since the last one."""
 
-    def schema(self, table: Table) -> None:
+    def schema(self, definition: Definition) -> None:
         """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
 
     def version(self, definition: Definition, lsn: Lsn) -> None:

@@ -17,9 +17,8 @@ from psycopg.types.json import Jsonb
 
 from pgrepl import connection as sql_connection
 from pgrepl.catalog import etl_manifest, etl_types, server
-from pgrepl.catalog.definitions import Definition, of_description
+from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.etl_schema import TRACKER
-from pgrepl.catalog.tables import describe
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.errors import InputError, OperationError, PositionError
 from pgrepl.events import Table
@@ -95,7 +94,7 @@ class PostgresStore:
     def _open(self) -> psycopg.Connection:
         if self._connection is None or self._connection.closed:
             self._connection = sql_connection.connect(self._target, "pgrepl state")
-            # What is confirmed to the slot rests on these commits: they survive a crash of the server, as the slot may.
+            # What is confirmed to the slot rests on these commits, which must survive a crash as the slot may.
             self._connection.execute(
                 "SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE current_setting('synchronous_commit') = 'off'"
@@ -157,6 +156,9 @@ class PostgresStore:
         if connection.execute("SELECT to_regclass(%s) IS NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,):
             try:
                 connection.execute(CREATE_PIPELINES)
+            except (psycopg.errors.DuplicateTable, psycopg.errors.UniqueViolation):
+                # Another pipeline has made it just now.
+                pass
             except psycopg.errors.InsufficientPrivilege:
                 user = connection.info.user
                 script = " ".join(CREATE_PIPELINES.split())
@@ -269,17 +271,13 @@ class PostgresStore:
                 [Jsonb({str(table.oid): to_json(table) for table in told}), self._id],
             )
 
-    def schema(self, table: Table) -> None:
+    def schema(self, definition: Definition) -> None:
         """Store the version of a table that it is copied with; what was known of it before is forgotten with it."""
-        connection = self._open()
-        described = describe(connection, [table.oid]).get(table.oid)
-        if described is None:
-            return
-        with connection.transaction():
+        with self._open().transaction():
             self._execute(
-                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, table.oid]
+                "DELETE FROM etl.table_schemas WHERE pipeline_id = %s AND table_id = %s", [self._id, definition.oid]
             )
-            self._store_version(of_description(described), Lsn(0))
+            self._store_version(definition, Lsn(0))
 
     def version(self, definition: Definition, lsn: Lsn) -> None:
         """Store what a message of the event trigger says about a table; one that comes again replaces itself."""

@@ -114,11 +114,7 @@ def test_a_crash_never_leaves_the_slot_ahead_of_the_state(new_server: NewServer)
     server.start()
     workload.wait(lambda: _is_up(server), "the server")
     with database.connect() as connection:
-        ahead = connection.execute(
-            "SELECT s.confirmed_flush_lsn > p.position"
-            " FROM pg_replication_slots s JOIN etl.pgrepl_pipelines p USING (slot_name)"
-        )
-        assert ahead.fetchone() == (False,)
+        workload.must_not_be_ahead(connection)
     with Tail(*arguments, "--until-lsn", "now", dsn=database.dsn()) as tail:
         assert tail.finish().code == 0, tail.stderr
 

@@ -43,6 +43,7 @@ class _Killer:
                         assert tail.running, tail.finish().stderr
                         self.hits[self._doing(connection)] += 1
                         # Leaving the block is kill -9.
+                    workload.must_not_be_ahead(connection)
                     yield tail
                     workload.disturb(connection, self._dice, self.bulk)
         finally:
@@ -57,10 +58,19 @@ class _Killer:
         if number % 5 in (1, 3):
             workload.wait(lambda: self._doing(connection) == "stream", "the stream", of=tail)
             workload.wait(lambda: has_more(tail), "output", of=tail)
+            if number % 5 == 3:
+                # It is confirmed once a second.
+                before = self._confirmed(connection)
+                workload.wait(lambda: self._confirmed(connection) != before, "another position", of=tail)
             time.sleep(self._dice.uniform(0, 0.3))
         else:
             workload.wait(lambda: self._doing(connection) != "start", "the start", of=tail)
             time.sleep(self._dice.uniform(0, 0.15))
+
+    def _confirmed(self, connection: psycopg.Connection) -> str | None:
+        query = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE database = %s AND NOT temporary"
+        row = connection.execute(query, [self._database.name]).fetchone()
+        return row[0] if row is not None else None
 
     def _doing(self, connection: psycopg.Connection) -> str:
         active = connection.execute(

@@ -64,6 +64,11 @@ def prepare(database: Database) -> None:
     database.psql(SCHEMA)
     with database.connect() as connection:
         add_table(connection, "bulk", 3 * ROWS)
+    migrate(database)
+
+
+def migrate(database: Database) -> None:
+    """Make the state tables."""
     subprocess.run(
         [sys.executable, "-m", "pgrepl", "migrations", "apply", "-d", database.dsn()],
         check=True,
@@ -199,6 +204,17 @@ def active_streams(database: Database) -> int:
         ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def must_not_be_ahead(connection: psycopg.Connection) -> None:
+    """Make sure that no slot is confirmed past what is stored, which nobody would notice before the next start."""
+    # In this order, since both move on.
+    confirmed = connection.execute("SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots").fetchall()
+    if connection.execute("SELECT to_regclass('etl.pgrepl_pipelines')").fetchone() == (None,):
+        return
+    for slot, position in confirmed:
+        ahead = "SELECT position FROM etl.pgrepl_pipelines WHERE slot_name = %s AND position < %s::pg_lsn"
+        assert connection.execute(ahead, [slot, position]).fetchall() == [], f"{slot} is at {position}"
 
 
 def finish(database: Database, file: Tail, pipe: Tail, output: Path) -> tuple[list[Event], list[Event]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.stores import Identity, StoredTable
 from pgrepl.stores.postgres import PostgresStore
+from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
 from tests.command import pgrepl
 from tests.servers.database import Database
 from tests.tail.running import Tail, run_tail
@@ -156,6 +159,34 @@ def test_without_migrations_it_says_what_to_run(database: Database) -> None:
     finished = run_tail("pub", "--store", "postgres", dsn=database.dsn())
     assert finished.code == 1
     assert "pgrepl migrations apply" in finished.stderr
+
+
+def test_two_pipelines_that_start_at_once_make_one_table(etl: Database) -> None:
+    store = PostgresStore(conninfo.parse(etl.dsn(), "the test"), BIG)
+    failures: list[Exception] = []
+
+    def prepare() -> None:
+        try:
+            store.prepare()
+        except Exception as error:
+            failures.append(error)
+
+    with etl.connect() as first, etl.connect() as other:
+        with first.transaction():
+            first.execute(f"DROP TABLE IF EXISTS etl.{PIPELINES}")
+        with first.transaction():
+            first.execute(CREATE_PIPELINES)
+            second = threading.Thread(target=prepare)
+            second.start()
+            query = (
+                "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgrepl state' AND wait_event_type = 'Lock'"
+            )
+            give_up = time.monotonic() + 30
+            while other.execute(query).fetchone() is None:
+                assert time.monotonic() < give_up, "the second one does not wait"
+        second.join()
+    store.close()
+    assert failures == []
 
 
 def test_another_checksum_is_refused(etl: Database) -> None:
@@ -331,7 +362,8 @@ def test_a_slot_that_is_there_is_read_and_left(database: Database) -> None:
 def test_without_a_snapshot_a_table_is_ready_at_once(etl: Database) -> None:
     etl.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t; INSERT INTO t VALUES (1)")
     options = ["pub", "--store", "postgres", "--until-lsn", "now"]
-    assert run_tail(*options, "--snapshot", "never", dsn=etl.dsn()).stdout == ""
+    first = run_tail(*options, "--snapshot", "never", dsn=etl.dsn())
+    assert (first.code, first.stdout) == (0, ""), first.stderr
     etl.psql("INSERT INTO t VALUES (2)")
     finished = run_tail(*options, dsn=etl.dsn())
     assert [(event["op"], event["new"]["id"]) for event in finished.events] == [("insert", 2)]

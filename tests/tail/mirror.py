@@ -181,7 +181,9 @@ class Writers:
                     while not self._stop.wait(self._pause):
                         self._transaction(connection, dice)
             except BaseException as error:
-                if not (self._reconnect and isinstance(error, psycopg.OperationalError)):
+                # A Rollback comes out where the rollback itself has failed.
+                lost = isinstance(error, psycopg.OperationalError | psycopg.Rollback)
+                if not (self._reconnect and lost):
                     self.failures.append(error)
                     return
                 self._stop.wait(0.1)

@@ -88,9 +88,13 @@ class Tail:
     def __enter__(self) -> Tail:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def kill(self) -> None:
+        """Kill it, as kill -9 does."""
         self._process.kill()
         self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
         self._reads.set()
         for thread in self._reading:
             thread.join()

@@ -19,11 +19,14 @@ from tests.tail.running import Tail, run_tail
 
 
 def streaming(tail: Tail, database: Database) -> str:
-    """Wait until the tail of a prepared database streams; gives its slot."""
+    """Wait until the tail of a prepared database streams and has stored that it does; gives its slot."""
     with database.connect() as connection:
         eventually(lambda: _reads(connection), 30)
+        before = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
         connection.execute("INSERT INTO t VALUES (1000)")
         tail.until(lambda event: event["op"] == "insert" and event["new"]["id"] == 1000)
+        stored = "SELECT position > %s::pg_lsn FROM etl.pgrepl_pipelines"
+        eventually(lambda: connection.execute(stored, before).fetchone() == (True,), 30)
     return slot_of(database)
 
 

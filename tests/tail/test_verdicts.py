@@ -179,15 +179,13 @@ def test_another_server(database: Database, new_server: NewServer) -> None:
     slot = ran_once(database)
     with fresh_database(new_server(database.server.version)) as other:
         dump = subprocess.run(
-            [database.server.bindir / "pg_dump", "-d", database.dsn()], check=True, capture_output=True, text=True
+            [database.server.bindir / "pg_dump", "--inserts", "-d", database.dsn()],
+            check=True,
+            capture_output=True,
+            text=True,
         )
-        # psql of 18 dumps settings that older servers do not know.
-        lines = (
-            [line for line in dump.stdout.splitlines() if not line.startswith(("SET ", "\\"))]
-            if (database.server.version < 17)
-            else dump.stdout.splitlines()
-        )
-        other.psql("\n".join(lines))
+        # Its first lines are settings that older servers do not know.
+        other.psql("\n".join(line for line in dump.stdout.splitlines() if not line.startswith(("SET ", "\\"))))
         with other.connect() as connection:
             connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
         pipeline = slot.removeprefix("supabase_etl_apply_")

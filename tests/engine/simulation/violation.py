@@ -1,0 +1,5 @@
+"""What the simulation looks for."""
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
