@@ -68,7 +68,7 @@ def _play(seeds: Iterator[int] | list[int]) -> bool:
         if time.monotonic() - told >= _TELL:
             told = time.monotonic()
             print(f"{played} schedules", flush=True)
-    print(f"{played} schedules, and every promise was kept", flush=True)
+    print(f"{played} schedule{'s' * (played != 1)}, and every promise was kept", flush=True)
     return True
 
 

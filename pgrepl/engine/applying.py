@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from pgrepl import events
 from pgrepl.catalog.definitions import DDL_PREFIX, of_message
@@ -40,6 +41,7 @@ from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.decoder import decode
 from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data
+from pgrepl.stores.told import to_json
 
 _PRUNE_INTERVAL = 3600.0
 _BREATH = 10_000
@@ -88,7 +90,7 @@ class Applier:
             known=beginning.known,
             appeared=self.publishing.appeared,
         )
-        self._versions = Versions(beginning.told)
+        self._versions = Versions(beginning.told, beginning.not_stored)
         self._router = Router(
             core,
             run.output,
@@ -98,6 +100,10 @@ class Applier:
             printed=self._row_printed,
         )
         self._done()
+
+    def told_to_the_file(self, position: Lsn) -> dict[int, dict[str, Any]]:
+        """Give the versions of tables that a file tells of before a position, and that are not stored yet, as JSON."""
+        return {table.oid: to_json(table) for table in self._versions.not_stored(position)}
 
     def begin_copies(self, beginning: Beginning) -> None:
         """Begin to copy what is due."""

@@ -164,6 +164,8 @@ class Core:
         self._partial: tuple[Lsn, int] | None = None
         self._handing_over: tuple[int, ...] = ()
         self._copies = 0
+        # Tables whose copy has ended: there are few of them, and each commit looks at them.
+        self._copied: set[int] = set()
         # Tables that were missing when the publication was read, and the end of the WAL then.
         self._left: dict[int, Lsn] = {}
         self._changed_since_store = False
@@ -305,6 +307,7 @@ class Core:
         if not self.is_copying(table, number):
             return []
         self.tables[table].copied = True
+        self._copied.add(table)
         return self._settle()
 
     def copy_lost(self, tables: Iterable[int], number: int) -> list[Action]:
@@ -325,24 +328,28 @@ class Core:
 
     def _settle(self) -> list[Action]:
         """Between transactions: hand over the tables whose copy the stream has reached."""
-        if self._handing_over or not self.at_boundary:
+        if not self._copied or self._handing_over or not self.at_boundary:
             return []
-        ready = tuple(
-            oid
-            for oid, state in self.tables.items()
-            if state.phase is Phase.DATA_SYNC
-            and state.copied
-            and state.snapshot_lsn is not None
-            and self.done >= state.snapshot_lsn
-        )
+        ready = tuple(oid for oid in sorted(self._copied) if self._is_reached(oid))
         if not ready:
             return []
         self._handing_over = ready
         return [HandOver(ready)]
 
+    def _is_reached(self, table: int) -> bool:
+        state = self.tables.get(table)
+        return (
+            state is not None
+            and state.phase is Phase.DATA_SYNC
+            and state.copied
+            and state.snapshot_lsn is not None
+            and self.done >= state.snapshot_lsn
+        )
+
     def handed_over(self) -> list[Action]:
         """Take note that the tables' spooled changes are printed and durable, and all up to ``done``."""
         tables, self._handing_over = self._handing_over, ()
+        self._copied.difference_update(tables)
         for oid in tables:
             self.tables[oid] = TableState(Phase.READY)
         self._durable = max(self._durable, self.done)
@@ -383,6 +390,7 @@ class Core:
     def _forget(self, tables: tuple[int, ...]) -> list[Action]:
         for oid in tables:
             self._left.pop(oid, None)
+            self._copied.discard(oid)
             del self.tables[oid]
         return [Forget(tables), *(DropSpool(oid, None) for oid in tables)] if tables else []
 

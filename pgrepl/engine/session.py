@@ -32,6 +32,7 @@ from pgrepl.replication.walsender import Walsender
 from pgrepl.sinks.file import FileSink
 from pgrepl.stores.memory import MemoryStore
 from pgrepl.stores.postgres import PostgresStore
+from pgrepl.stores.told import from_json
 
 _INTERNAL_ERROR = "XX000"
 _START_AGAIN = (
@@ -116,6 +117,8 @@ class Session:
             confirm=self._confirm,
             check_stream=self._check_stream,
         )
+        if isinstance(self._run.sink, FileSink):
+            self._run.sink.told = self._applier.told_to_the_file
         self._applier.begin_copies(beginning)
         self._left_out = beginning.left_out
         walsender = beginning.walsender
@@ -169,6 +172,7 @@ class Session:
                     " every table into this one"
                 )
             output_position = held.position or None
+            beginning.not_stored = {oid: from_json(oid, version) for oid, version in held.told.items()}
         # The memory store costs nothing, so nothing is saved up for it.
         eager = {} if self._persistent else {"store_interval": 0.0, "idle_bytes": 0}
         return Core(beginning.tables, beginning.position, output_position, **eager)  # type: ignore[arg-type]

@@ -36,8 +36,9 @@ class Beginning:
 
     ``walsender`` is the connection that is to stream; ``tables`` are the states that the core starts with, ``due`` what
     is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
-    those that an earlier run has told the output of. Tables in ``removed`` have left the publication, of which the
-    catalog was read at that LSN; those in ``left_out`` have a state and are published, but not wanted.
+    those that an earlier run has told the output of, ``not_stored`` what only the output knows of that. Tables in
+    ``removed`` have left the publication, of which the catalog was read at that LSN; those in ``left_out`` have a state
+    and are published, but not wanted.
     """
 
     identity: Identity
@@ -49,6 +50,7 @@ class Beginning:
     known: Mapping[int, Table] = field(default_factory=dict)
     copies: Mapping[int, int] = field(default_factory=dict)
     told: Mapping[int, Table] = field(default_factory=dict)
+    not_stored: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
     left_out: frozenset[int] = frozenset()
 

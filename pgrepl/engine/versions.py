@@ -11,12 +11,16 @@ from pgrepl.lsn import Lsn
 
 
 class Versions:
-    """Follow what is printed. ``told`` is what an earlier run has told the output of, good for comparisons only."""
+    """Follow what is printed.
 
-    def __init__(self, told: Mapping[int, Table] | None = None) -> None:
-        self._tables = dict(told or {})
+    ``told`` is what an earlier run has told the output of, ``not_stored`` what only the output knows of that; both are
+    good for comparisons only.
+    """
+
+    def __init__(self, told: Mapping[int, Table] | None = None, not_stored: Mapping[int, Table] | None = None) -> None:
+        self._tables = {**(told or {}), **(not_stored or {})}
         # With the first position that has behind it what told of the version.
-        self._new: list[tuple[Lsn, Table]] = []
+        self._new = [(Lsn(0), table) for table in (not_stored or {}).values()]
 
     def copied(self, table: Table, snapshot_lsn: Lsn) -> None:
         """Take note that rows of a snapshot follow, in this version."""
@@ -55,8 +59,12 @@ class Versions:
         self._tables[table.oid] = table
         self._new.append((since, table))
 
+    def not_stored(self, position: Lsn) -> list[Table]:
+        """Give the versions that the output was told of before ``position`` and that are not stored with one yet."""
+        return [table for since, table in self._new if since <= position]
+
     def told(self, position: Lsn) -> list[Table]:
-        """Give the versions that the output was told of before ``position``, each once."""
+        """Give the versions that the output was told of before ``position``, to be stored with it, each once."""
         due = [table for since, table in self._new if since <= position]
         self._new = [(since, table) for since, table in self._new if since > position]
         return due

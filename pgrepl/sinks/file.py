@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pgrepl.errors import InputError, OutputError, PositionError, SyncError
 from pgrepl.lsn import Lsn
@@ -50,6 +51,8 @@ class FileSink:
         # How much of the data of an attempt to write that failed stands in the file.
         self._taken = 0
         self._synced = time.monotonic()
+        self.told: Callable[[Lsn], dict[int, dict[str, Any]]] = lambda position: {}
+        """Asked for what goes into the sidecar of each sync."""
         self.moved: str | None = None
         """What there is to say about a file that was renamed while nobody wrote to it."""
 
@@ -238,6 +241,7 @@ class FileSink:
         if self._sidecar is not None:
             self._sidecar.offset = self._base + marked
             self._sidecar.position = position
+            self._sidecar.told = self.told(position)
             sidecar.write(self._path, self._sidecar)
         self._vouched = (marked, position)
         self._synced = time.monotonic()

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pgrepl.errors import InputError, OutputError
 from pgrepl.lsn import Lsn
@@ -20,8 +21,9 @@ class Sidecar:
     """What is known of an output file: its first ``offset`` bytes hold every transaction before ``position``.
 
     ``system_identifier`` and ``slot`` say whose changes they are, ``format`` how they are written, and ``copies`` how
-    often each table (by OID) has been copied into it. By ``inode`` the file is found under another name, and by the
-    ``digest`` of its first ``head`` bytes, which may be more than count, it is told from any other.
+    often each table (by OID) has been copied into it. ``told`` are the versions of tables, as JSON, that the file tells
+    of before the position and the store does not know of yet. By ``inode`` the file is found under another name, and by
+    the ``digest`` of its first ``head`` bytes, which may be more than count, it is told from any other.
     """
 
     offset: int
@@ -33,6 +35,7 @@ class Sidecar:
     inode: int = 0
     head: int = 0
     digest: str = ""
+    told: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def describe(self, fd: int, coming: bytes = b"") -> None:
         """Take down what the file is known by that is open as ``fd``; ``coming`` is what an empty one will hold."""
@@ -75,6 +78,7 @@ def read(output: Path) -> Sidecar | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         copies = {int(oid): int(count) for oid, count in document["copies"].items()}
+        told = {int(oid): dict(version) for oid, version in document["told"].items()}
         offset, inode, head = numbers = [document[key] for key in ("offset", "inode", "head")]
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise ValueError("numbers")
@@ -83,7 +87,7 @@ def read(output: Path) -> Sidecar | None:
             raise ValueError("names")
         system_identifier, slot, format_name, digest = names
         position = Lsn.parse(document["position"])
-        return Sidecar(offset, position, system_identifier, slot, format_name, copies, inode, head, digest)
+        return Sidecar(offset, position, system_identifier, slot, format_name, copies, inode, head, digest, told)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -108,6 +112,7 @@ def write(output: Path, sidecar: Sidecar) -> None:
         "inode": sidecar.inode,
         "head": sidecar.head,
         "digest": sidecar.digest,
+        "told": {str(oid): version for oid, version in sorted(sidecar.told.items())},
         "copies": {str(oid): count for oid, count in sorted(sidecar.copies.items())},
     }
     try:

@@ -82,6 +82,8 @@ def test_server_that_crashes_during_the_copy_is_waited_for(new_server: NewServer
         with Tail("p", dsn=server.dsn(), read=False) as tail:
             tail.until_stderr("snapshot: 1 table")
             _wait(lambda: _copying(connection), "the copy to begin")
+            # Rows that were never printed would be no attempt.
+            _wait(lambda: bool(select.select([tail.pipe], [], [], 0)[0]), "the first lines")
             connection.close()
             server.stop(immediate=True)
             restart = threading.Thread(target=server.start)

@@ -47,7 +47,7 @@ class _Schedule:
             favourite=dice.randint(1, 5),
             favour=dice.choice((0.0, 0.7)),
             commit=dice.choice((0.2, 0.4)),
-            ddl=dice.choice((0.0, 0.02, 0.08)),
+            ddl=dice.choice((0.0, 0.02, 0.1)),
             truncate=dice.choice((0.0, 0.02)),
             create=dice.choice((0.0, 0.01)),
             message=dice.choice((0.0, 0.05)),
@@ -63,7 +63,7 @@ class _Schedule:
             lines,
             Sink(dice, lines, pipe=dice.random() < 0.5),
             frames=dice.random() < 0.3,
-            store_interval=dice.choice((0.0, 1.0, 5.0)),
+            store_interval=dice.choice((0.0, 1.0, 20.0)),
             idle_bytes=dice.choice((0, 1 << 20)),
             attention=dice.choice((0.005, 0.05)),
         )
@@ -125,17 +125,19 @@ class _Schedule:
     def play(self) -> None:
         dice, world = self._dice, self._world
         server, store, sink = world.server, world.store, world.sink
-        for _ in range(dice.randint(50, 1000)):
+        for _ in range(dice.randint(50, dice.choice((150, 300, 1000)))):
             luck = dice.random()
+            # What is changed while the slot is being made is a chapter of its own.
+            publish = self._publish * (4 if server.slot is None else 1)
             if luck < 0.35:
                 server.write()
             elif luck < 0.36:
                 server.checkpoint()
             elif (luck := luck - 0.36) < self._server_crash:
                 self._crash_server()
-            elif (luck := luck - self._server_crash) < self._publish:
+            elif (luck := luck - self._server_crash) < publish:
                 self._change_publication()
-            elif (luck := luck - self._publish) < self._crash:
+            elif (luck := luck - publish) < self._crash:
                 self._end()
                 self._begin()
             elif (luck := luck - self._crash) < self._crash / 4:
@@ -170,12 +172,10 @@ class _Schedule:
         server, store = self._world.server, self._world.store
         before, at = server.published, Lsn(server.end)
         removed = server.change_publication()
-        if (
-            removed is not None
-            and removed not in self._world.away
-            and store.tables.get(removed, (None,))[0] is Phase.READY
-        ):
-            self._stayed[removed] = at
+        if removed is not None and removed not in self._world.away and not self._client.copies_again(removed):
+            phase, _ = store.tables.get(removed, (None, None))
+            if phase is Phase.READY:
+                self._stayed[removed] = at
         for oid in server.published - before:
             self._stayed.pop(oid, None)
 

@@ -6,6 +6,7 @@ at each: that is a crash.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
@@ -44,6 +45,7 @@ from pgrepl.events import Table, Transaction
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
 from pgrepl.stores import StoredState
+from pgrepl.stores.told import from_json
 from tests.engine.simulation.server import Definition, Server
 from tests.engine.simulation.surroundings import IDENTITY, Lines, Sink, Store
 from tests.engine.simulation.violation import Violation
@@ -111,6 +113,11 @@ class Client:
     def is_idle(self) -> bool:
         """Whether nothing is on its way."""
         return not self._tasks and not self._inbox and self._sink.is_synced
+
+    def copies_again(self, table: int) -> bool:
+        """Whether this life is about to copy a table that the store may still call ready."""
+        core = getattr(self, "_core", None)
+        return core is not None and table in core.tables and core.tables[table].phase is not Phase.READY
 
     def run(self) -> Steps:
         """Start, and go on."""
@@ -236,20 +243,21 @@ class Client:
     def _make(
         self, position: Lsn, tables: dict[int, TableState], known: Mapping[int, Table], told: Mapping[int, Table]
     ) -> None:
-        output_position, copies = self._sink.adopt()
-        for oid, count in copies.items():
+        sidecar = self._sink.adopt()
+        for oid, count in sidecar.copies.items():
             self._copies[oid] = max(self._copies.get(oid, 0), count)
         self._core = self._parts.core(
             tables,
             position,
-            output_position,
+            self._sink.position,
             store_interval=self._world.store_interval,
             idle_bytes=self._world.idle_bytes,
         )
         self._changes = self._parts.changes(
             self._resolve, printed=lambda table: True, known=known, appeared=self._appeared
         )
-        self._versions = self._parts.versions(told)
+        not_stored = {oid: from_json(oid, json.loads(version)) for oid, version in sidecar.told.items()}
+        self._versions = self._parts.versions(told, not_stored)
         self._router = self._parts.router(
             self._core,
             self._output,
@@ -357,7 +365,7 @@ class Client:
             yield
         self._sink.sync()
         yield
-        self._sink.write_sidecar(self._copies)
+        self._sink.write_sidecar(self._copies, self._versions)
         yield
 
     def _stored(self, work: Callable[[], None]) -> Steps:

@@ -17,12 +17,10 @@ from tests.engine.simulation.violation import Violation
 class _Table:
     rows: list[int] = field(default_factory=list)
     whole: bool = False
-    snapshot_lsn: Lsn = Lsn(0)
+    snapshot_lsn: Lsn = Lsn()  # noqa: RUF009
     attempt: int = 0
     # None for a table of which nothing has been said.
     columns: tuple[str, ...] | None = None
-    # Whether another life may tell again what was told after the stored position and before that of the sidecar.
-    may_repeat: bool = False
     places: set[tuple[int, int]] = field(default_factory=set)
     last: tuple[int, int] = (0, -1)
 
@@ -50,8 +48,6 @@ class Reader:
             match record.kind:
                 case "life":
                     self._frame = None
-                    for table in self.tables.values():
-                        table.may_repeat = True
                 case "inherited":
                     (oid,), point = record.tables, Lsn(record.place[0])
                     rows = self._server.rows_at(oid, point)
@@ -68,9 +64,9 @@ class Reader:
                     self._changed(record)
 
     def _told(self, record: Record, table: _Table) -> None:
-        if self._exactly_once and record.columns == table.columns and not table.may_repeat:
+        if self._exactly_once and record.columns == table.columns:
             raise Violation(f"{record} tells nothing new")
-        table.columns, table.may_repeat = record.columns, False
+        table.columns = record.columns
 
     def _copied(self, record: Record, table: _Table) -> None:
         match record.kind:
@@ -155,7 +151,7 @@ def check(
         if table.snapshot_lsn < noticed.get(oid, 0):
             raise Violation(f"table {oid} was away at {noticed[oid]} and is not copied again")
         snapshot = server.rows_at(oid, table.snapshot_lsn)
-        # Of a table that has come back, changes of meanwhile are not the publication's. One that has come once is whole.
+        # Of a table that has come back, changes of meanwhile are not the publication's.
         partly = oid in server.left
         _compare(oid, table, server.rows_after(snapshot, oid, table.snapshot_lsn, only_published=partly))
     for oid, left_at in stayed.items():

@@ -357,7 +357,7 @@ class Server:
         return Altered(oid, Definition(oid, name, columns, attnum), rewrites)
 
     def _create(self, session: int, own: _Open) -> list[Step]:
-        """Create a table, perhaps in place of another that has its name; a publication FOR ALL TABLES has it at once."""
+        """Create a table, perhaps in place of one that has its name; a publication FOR ALL TABLES has it at once."""
         self._oids += 1
         name, steps = f"t{self._oids}", list[Step]()
         droppable = sorted(oid for oid in self.catalog if not own.touches(oid))
@@ -427,19 +427,21 @@ class Server:
     # Slots and snapshots.
 
     def build_slot(self) -> Iterator[Lsn | None]:
-        """Make a slot: once all transactions that were open at its beginning have ended, give its consistent point.
+        """Make a slot and give its consistent point.
 
-        Ends without one when the server crashes.
+        Twice the transactions that are open must have ended: those that began before the snapshot is built, so that the
+        others are seen whole, and those that began before it is full. Ends without a point when the server crashes.
         """
-        waiting = {transaction.xid for transaction in self._open.values()}
         crashes = self.crashes
-        while any(transaction.xid in waiting for transaction in self._open.values()):
-            yield None
-            if crashes != self.crashes:
-                return
-        if crashes == self.crashes:
-            self.flushed = self.end
-            yield Lsn(self.end)
+        for _ in range(2):
+            waiting = {transaction.xid for transaction in self._open.values()}
+            while any(transaction.xid in waiting for transaction in self._open.values()):
+                yield None
+                if crashes != self.crashes:
+                    return
+            self._advance()
+        self.flushed = self.end
+        yield Lsn(self.end)
 
     def keep_slot(self, point: Lsn) -> None:
         """Let the persistent slot be there from now on."""

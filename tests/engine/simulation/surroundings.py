@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from pgrepl import events
 from pgrepl.catalog.definitions import DDL_PREFIX, Definition
 from pgrepl.engine.core import Phase
+from pgrepl.engine.versions import Versions
 from pgrepl.events import Event, Table
 from pgrepl.lsn import Lsn
 from pgrepl.stores import Identity, StoredState, StoredTable, told
@@ -26,8 +28,8 @@ class Record(NamedTuple):
 
     ``place`` is (commit_lsn, seq) of what belongs to a transaction, for begin and read the LSN of the snapshot.
     ``number`` is that of the row or message, the attempt of a copy, or how many rows a frame has. ``columns`` is the
-    version as the line shows it, after the table's name. A ``life`` is no line: it says that another process writes from here on. Neither is
-    ``inherited``: it stands for what another tool has copied before.
+    version as the line shows it, after the table's name. A ``life`` is no line: it says that another process writes
+    from here on. Neither is ``inherited``: it stands for what another tool has copied before.
     """
 
     kind: Kind
@@ -70,7 +72,8 @@ def _record(event: Event) -> Record:
         case events.Truncate(tables, _, _, transaction, _, seq):
             return Record("truncate", tuple(table.oid for table in tables), 0, (transaction.commit_lsn, seq))
         case events.Message(prefix, content, transaction, start_lsn, seq):
-            assert transaction is not None and seq is not None
+            assert transaction is not None
+            assert seq is not None
             number = -start_lsn if prefix == DDL_PREFIX else int(content)
             return Record("message", (), number, (transaction.commit_lsn, seq))
         case events.Begin(transaction):
@@ -160,6 +163,18 @@ class Store:
                 del versions[lsn]
 
 
+class Sidecar(NamedTuple):
+    """How many lines of a file hold everything before a position, and what else is known of it.
+
+    ``copies`` is how often each table was copied, ``told`` the versions it was told of that are not stored yet.
+    """
+
+    offset: int = 0
+    position: Lsn = Lsn()
+    copies: Mapping[int, int] = MappingProxyType({})
+    told: Mapping[int, str] = MappingProxyType({})
+
+
 @dataclass
 class Sink:
     """A file with its sidecar, of which only what was synced is sure to survive, or a pipe, which keeps what it got.
@@ -172,19 +187,18 @@ class Sink:
     pipe: bool
     away: bool = False
     content: list[Record] = field(default_factory=list)
-    # Offset, position and number of copies of each table.
-    sidecar: tuple[int, Lsn, dict[int, int]] = (0, Lsn(0), {})
+    sidecar: Sidecar = field(default_factory=lambda: Sidecar())
     _synced: int = 0
     _start: int = 0
     _marked: tuple[int, Lsn] = (0, Lsn(0))
-    _durable: Lsn = Lsn(0)
+    _durable: Lsn = field(default_factory=Lsn)
     _unsure: int | None = None
 
     def inherit(self, records: list[Record], position: Lsn) -> None:
         """Begin with what another tool has left."""
         self.content.extend(records)
         self._synced = len(records)
-        self.sidecar = (len(records), position, {})
+        self.sidecar = Sidecar(len(records), position)
 
     def crash(self) -> None:
         """Lose some of what was not synced; of a pipe what the last write, which may not have ended, did not bring."""
@@ -193,9 +207,9 @@ class Sink:
             del self.content[self.dice.randint(min(keep, len(self.content)), len(self.content)) :]
         self._unsure = None
 
-    def adopt(self) -> tuple[Lsn | None, dict[int, int]]:
-        """Begin another life: cut a file to what its sidecar vouches for, give its position and copies."""
-        offset, position, copies = self.sidecar
+    def adopt(self) -> Sidecar:
+        """Begin another life: cut a file to what its sidecar vouches for."""
+        offset, position = self.sidecar.offset, self.sidecar.position
         if not self.pipe:
             if offset > len(self.content):
                 raise Violation("the sidecar vouches for more than is there")
@@ -204,17 +218,17 @@ class Sink:
         self.content.append(Record("life"))
         self._start = len(self.content)
         self._marked, self._durable = (self._start, position), position
-        return (None, {}) if self.pipe else (position, dict(copies))
+        return self.sidecar
 
     @property
     def position(self) -> Lsn | None:
         """Up to where it holds everything, of which a pipe knows nothing."""
-        return None if self.pipe else self.sidecar[1]
+        return None if self.pipe else self.sidecar.position
 
     @property
     def is_synced(self) -> bool:
         """Whether everything that was marked is durable."""
-        return self._durable == self._marked[1] and (self.pipe or self.sidecar[0] == self._marked[0])
+        return self._durable == self._marked[1] and (self.pipe or self.sidecar.offset == self._marked[0])
 
     # What the engine's output calls.
 
@@ -242,12 +256,18 @@ class Sink:
         """Make the lines durable; the sidecar follows."""
         self._synced = len(self.content)
 
-    def write_sidecar(self, copies: dict[int, int]) -> None:
+    def write_sidecar(self, copies: dict[int, int], versions: Versions) -> None:
         """Vouch for what was synced."""
         offset, position = self._marked
         if not self.pipe and offset <= self._synced:
-            self.sidecar = (offset, position, dict(copies))
+            new = {table.oid: json.dumps(told.to_json(table)) for table in versions.not_stored(position)}
+            self.sidecar = Sidecar(offset, position, dict(copies), new)
             self._durable = position
+
+    can_go_back = False
+
+    def reopen(self) -> None:
+        """No file is renamed here."""
 
     def tick(self) -> None:
         """Nothing is due by itself here."""
