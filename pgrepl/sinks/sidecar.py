@@ -51,7 +51,8 @@ class Sidecar:
     def find(self, directory: Path) -> Path | None:
         """Find the file by whatever name it has in a directory."""
         with os.scandir(directory) as entries:
-            names = [entry.path for entry in entries if entry.inode() == self.inode and not entry.is_symlink()]
+            same = [entry for entry in entries if entry.inode() == self.inode]
+            names = [entry.path for entry in same if entry.is_file(follow_symlinks=False)]
         for name in names if self.head else ():
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
             try:
