@@ -50,15 +50,17 @@ class Sidecar:
 
     def find(self, directory: Path) -> Path | None:
         """Find the file by whatever name it has in a directory."""
-        for entry in os.scandir(directory):
-            if self.head and entry.inode() == self.inode and entry.is_file(follow_symlinks=False):
-                fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    # An inode's number is given out again once its file is deleted.
-                    whole = os.fstat(fd).st_size >= max(self.head, self.offset)
-                    return Path(entry.path) if whole and not self.contradicts(fd) else None
-                finally:
-                    os.close(fd)
+        with os.scandir(directory) as entries:
+            same = [entry for entry in entries if entry.inode() == self.inode]
+            names = [entry.path for entry in same if entry.is_file(follow_symlinks=False)]
+        for name in names if self.head else ():
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # An inode's number is given out again once its file is deleted.
+                if os.fstat(fd).st_size >= max(self.head, self.offset) and not self.contradicts(fd):
+                    return Path(name)
+            finally:
+                os.close(fd)
         return None
 
 
