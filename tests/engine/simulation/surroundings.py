@@ -28,8 +28,8 @@ class Record(NamedTuple):
 
     ``place`` is (commit_lsn, seq) of what belongs to a transaction, for begin and read the LSN of the snapshot.
     ``number`` is that of the row or message, the attempt of a copy, or how many rows a frame has. ``columns`` is the
-    version as the line shows it, after the table's name. A ``life`` is no line: it says that another process writes from here on. Neither is
-    ``inherited``: it stands for what another tool has copied before.
+    version as the line shows it, after the table's name. A ``life`` is no line: it says that another process writes
+    from here on. Neither is ``inherited``: it stands for what another tool has copied before.
     """
 
     kind: Kind
@@ -72,7 +72,8 @@ def _record(event: Event) -> Record:
         case events.Truncate(tables, _, _, transaction, _, seq):
             return Record("truncate", tuple(table.oid for table in tables), 0, (transaction.commit_lsn, seq))
         case events.Message(prefix, content, transaction, start_lsn, seq):
-            assert transaction is not None and seq is not None
+            assert transaction is not None
+            assert seq is not None
             number = -start_lsn if prefix == DDL_PREFIX else int(content)
             return Record("message", (), number, (transaction.commit_lsn, seq))
         case events.Begin(transaction):
@@ -190,7 +191,7 @@ class Sink:
     _synced: int = 0
     _start: int = 0
     _marked: tuple[int, Lsn] = (0, Lsn(0))
-    _durable: Lsn = Lsn(0)
+    _durable: Lsn = Lsn(0)  # noqa: RUF009
     _unsure: int | None = None
 
     def inherit(self, records: list[Record], position: Lsn) -> None:
