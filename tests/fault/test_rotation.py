@@ -140,7 +140,7 @@ def test_another_file_of_the_same_inode_is_left_alone(database18: Database, tmp_
     assert _until_now(files, database18).code == 0
     files.rename()
     # The number of a file that is gone is given to the next one; here by writing another text into it.
-    other = b"not ours\n" * 1_000_000
+    other = b"not ours\n" * 2_000_000
     files.renamed[0].write_bytes(other)
     ended = _until_now(files, database18)
     assert ended.code == 0
@@ -152,7 +152,7 @@ def test_a_file_that_is_not_what_the_sidecar_says(database18: Database, tmp_path
     files = _Files(tmp_path)
     workload.prepare(database18)
     assert _until_now(files, database18).code == 0
-    other = b"not ours\n" * 1_000_000
+    other = b"not ours\n" * 2_000_000
     files.path.write_bytes(other)
     ended = _until_now(files, database18)
     assert ended.code == 5
