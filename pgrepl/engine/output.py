@@ -28,8 +28,8 @@ class Output:
         self._unwritten = b""
         self._size = 0
         self._written = 0
-        # The last boundary between transactions: bytes up to it, and its position.
-        self._boundary: tuple[int, Lsn] = (0, Lsn(0))
+        # The last boundary between transactions, once there is one: bytes up to it, and its position.
+        self._boundary: tuple[int, Lsn] | None = None
         self.printed = Lsn(0)
 
     @property
@@ -53,7 +53,7 @@ class Output:
 
     def boundary(self, position: Lsn) -> None:
         """Say that what has been printed so far holds whole transactions only, all those before ``position``."""
-        if position >= self._boundary[1]:
+        if self._boundary is None or position >= self._boundary[1]:
             self._boundary = (self._written + self._size, position)
 
     def write(self) -> None:
@@ -66,9 +66,10 @@ class Output:
             self._written += len(self._unwritten)
             self._size -= len(self._unwritten)
             self._unwritten = b""
-        written, position = self._boundary
-        self._patiently(lambda: self._sink.mark(written, position))
-        self.printed = position
+        if self._boundary is not None:
+            written, position = self._boundary
+            self._patiently(lambda: self._sink.mark(written, position))
+            self.printed = position
 
     def sync(self) -> None:
         """Write everything, and make it durable up to the last boundary now."""
@@ -89,11 +90,14 @@ class Output:
         return self._sink.durable()
 
     def discard(self) -> None:
-        """Forget what was not written, of an attempt that is over, and where its last boundary was."""
+        """Forget what was not written, of an attempt that is over, and where its last boundary was.
+
+        The sink keeps the last one that it was told of.
+        """
         self._lines.clear()
         self._unwritten = b""
         self._size = 0
-        self._boundary = (self._written, Lsn(0))
+        self._boundary = None
 
     def close(self) -> None:
         """Write the rest and make it durable."""

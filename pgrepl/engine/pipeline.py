@@ -102,7 +102,9 @@ class Pipeline:
                 return end.reason
             except StartAgain as again:
                 run.observer.warning(f"{again}; the copy begins again")
+                self._forget_attempt()
             except OutputError as error:
+                self._forget_attempt()
                 try:
                     recovery.after(error)
                 except End as end:
@@ -111,14 +113,17 @@ class Pipeline:
                 # Only what was lost after a first success is worth waiting for.
                 if run.slot_name is None or not is_lost(error):
                     raise
+                self._forget_attempt()
                 delay = run.next_delay()
                 run.observer.warning(f"{one_line(error)}; trying again in {delay:.1f} s, the copy begins again")
                 try:
                     run.pause(delay)
                 except End as end:
                     return end.reason
-            run.output.discard()
-            run.spool.clear()
+
+    def _forget_attempt(self) -> None:
+        self._run.output.discard()
+        self._run.spool.clear()
 
 
 class _Recovery:

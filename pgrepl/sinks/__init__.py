@@ -15,7 +15,8 @@ class Sink(Protocol):
     last mark that survives what the sink promises to survive.
 
     Everything may raise OutputError: then the same call may be made again, with the same data, of which nothing is
-    written twice. After a SyncError nothing proves that what was written since the last sync is there.
+    written twice. After a SyncError nothing proves that what was written since the last sync is there, and ``close``
+    makes no more of it durable.
     """
 
     @property

@@ -26,7 +26,8 @@ class FileSink:
 
     ``adopt`` puts a sidecar beside the file. From then on each sync is followed by a new sidecar, and a run that begins
     where another was killed cuts the file to what the sidecar vouches for: so the file holds every change once. After a
-    SyncError ``adopt`` does the same for a run that goes on.
+    SyncError ``adopt`` does the same for a run that goes on; until then nothing is synced, since a later sync succeeds
+    whatever the failed one has lost.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class FileSink:
         self._marked: tuple[int, Lsn] = (0, Lsn(0))
         self._vouched: tuple[int, Lsn] = (0, Lsn(0))
         self._dirty = False
+        # The sync that failed, until what it may have lost is cut off.
+        self._failed: SyncError | None = None
         try:
             self._regular = not self._path.exists() or self._path.is_file()
             self._fd = self._open()
@@ -121,8 +124,8 @@ class FileSink:
                 self._check_content(found, size)
         self._cut(found.offset)
         self._sidecar = found
-        self._describe(self._fd)
         self._marked = self._vouched = (self._written, found.position)
+        self._describe(self._fd)
         # Only the first time: a run that goes back to its last sync has written the file itself.
         self._existing = "refuse"
         return found
@@ -182,6 +185,7 @@ class FileSink:
         self._base = size - self._written
         self._taken = 0
         self._dirty = False
+        self._failed = None
 
     def write(self, data: bytes) -> None:
         """Append all of it; given again after an error, the rest of it."""
@@ -260,14 +264,17 @@ class FileSink:
             raise
 
     def _sync_data(self) -> None:
+        if self._failed is not None:
+            raise self._failed
         try:
             if self._regular and self._dirty:
                 os.fdatasync(self._fd)
         except OSError as error:
-            raise SyncError(
+            self._failed = SyncError(
                 f"cannot sync {self._path}: {error.strerror}",
                 hint=f"what was written after {self._vouched[1]} may not be on the disk",
-            ) from None
+            )
+            raise self._failed from None
 
     def reopen(self) -> None:
         """Go on in a new file of the same name, when the old one has been renamed.
@@ -298,12 +305,13 @@ class FileSink:
         self._base = new.st_size - self._written
 
     def close(self) -> None:
-        """Sync and close; a second call does nothing."""
+        """Sync and close; a second call does nothing. What a failed sync may have lost is left to the next run."""
         if self._fd < 0:
             return
-        self.sync()
-        # Also what follows the last mark.
-        self._sync_data()
-        self._dirty = False
+        if self._failed is None:
+            self.sync()
+            # Also what follows the last mark.
+            self._sync_data()
+            self._dirty = False
         os.close(self._fd)
         self._fd = -1

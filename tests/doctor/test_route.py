@@ -31,11 +31,11 @@ class Balancer(Proxy):
         super().__init__("")
 
     @property
-    def _target(self) -> str:
+    def target(self) -> str:
         return next(self._next)
 
-    @_target.setter
-    def _target(self, _path: str) -> None:
+    @target.setter
+    def target(self, _path: str) -> None:
         pass
 
 

@@ -207,6 +207,31 @@ def test_what_a_failed_sync_has_lost_is_written_again(database18: Database, tmp_
     must_be_whole(output, database18)
 
 
+@pytest.mark.parametrize("interval", ["300ms", "1h"])
+def test_a_stop_while_going_back_vouches_for_nothing(interval: str, database18: Database, tmp_path: Path) -> None:
+    """No later sync says anything about what the failed one has lost, and that may be the last one, at the end."""
+    output, trigger = tmp_path / "changes.jsonl", tmp_path / "fail"
+    arguments = ["mirrored", "--store", "postgres", "-o", str(output), "--fsync-interval", interval]
+    environment = {"PYTHONPATH": f"{BROKEN_DISK}:{ROOT}", "BROKEN_DISK": str(trigger)}
+    prepare(database18)
+    with database18.connect() as connection, Tail(*arguments, dsn=database18.dsn(), env=environment) as tail:
+        wait(lambda: ready(connection), "the end of the copies", of=tail)
+        size = output.stat().st_size
+        trigger.touch()
+        insert(connection)
+        if interval == "1h":
+            wait(lambda: output.stat().st_size > size, "the change", of=tail)
+        else:
+            # The next attempt is 0.4 s away.
+            tail.until_stderr("cannot sync")
+        ended = tail.stop()
+    assert ended.code == 143, ended.stderr
+    assert "cannot sync" in ended.stderr
+    assert b"\0" in output.read_bytes(), "nothing was lost"
+    finish(arguments, database18)
+    must_be_whole(output, database18)
+
+
 def test_a_failed_sync_of_a_file_that_cannot_go_back_ends_the_run(database18: Database, tmp_path: Path) -> None:
     output, trigger = tmp_path / "changes.jsonl", tmp_path / "fail"
     environment = {"PYTHONPATH": f"{BROKEN_DISK}:{ROOT}", "BROKEN_DISK": str(trigger)}
