@@ -11,6 +11,7 @@ import click
 
 from pgrepl.cli.completion import complete_checks, complete_publications, complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
+from pgrepl.cli.limit import TimeUp
 from pgrepl.cli.options import Run, command_options
 from pgrepl.errors import InputError, PgreplError
 
@@ -170,7 +171,7 @@ def _watch(run: Run, publication: str | None, choice: dict[str, Any], fail_on: F
 
     try:
         report = _examine(run, publication, choice)
-    except PgreplError as error:
+    except (PgreplError, TimeUp) as error:
         # A plugin that cannot do its work says so on stdout, and 2 would mean that the server is in danger.
         line, code = nagios.unknown(str(error))
     else:

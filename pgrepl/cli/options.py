@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,8 @@ import click
 
 from pgrepl.cli.completion import complete_databases, complete_files
 from pgrepl.cli.diagnostics import Reporter, exit_code_for, known_error
-from pgrepl.errors import InputError, TimeLimitError
+from pgrepl.cli.limit import time_limit
+from pgrepl.errors import InputError
 from pgrepl.lsn import Lsn
 from pgrepl.names import quote_ident
 
@@ -236,8 +235,6 @@ class Run:
                             f"{entry.name} ({entry.identity})" if entry.name != entry.identity else entry.name
                         )
                     code = call(run) or 0
-                except TimeLimitError:
-                    raise
                 except Exception as error:
                     ours = known_error(error)
                     if ours is None:
@@ -355,7 +352,7 @@ def command_options(
                 run.output_format = "json" if rest.pop("as_json") else chosen
             limit = rest.pop("timeout") if timeout else None
             every = rest.pop("all_databases") if all_databases else False
-            with _time_limit(limit):
+            with time_limit(limit):
                 if every:
                     return run.for_every_database(lambda each: function(each, *args, **rest))
                 return function(run, *args, **rest)
@@ -374,24 +371,6 @@ def command_options(
 def _is_flag(option: str) -> bool:
     source = click.get_current_context().get_parameter_source(option)
     return source is click.core.ParameterSource.COMMANDLINE
-
-
-@contextmanager
-def _time_limit(seconds: float | None) -> Iterator[None]:
-    if seconds is None:
-        yield
-        return
-
-    def expire(_signal: int, _frame: object) -> None:
-        raise TimeLimitError(f"not done after {seconds:g} s", hint="--timeout sets the limit")
-
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def read_password_file(path: str) -> str:
