@@ -58,9 +58,7 @@ _SHOWN_FIX = 600
 @click.option(
     "--store",
     type=click.Choice(["memory", "postgres", "bookmarks"]),
-    default="memory",
-    show_default=True,
-    help="Where the state is to be kept.",
+    help="Where the state is to be kept; default the configured one, else memory.",
 )
 @click.option(
     "--slot",
@@ -103,7 +101,7 @@ def doctor(
     run: Run,
     publication: str | None,
     role: str | None,
-    store: str,
+    store: str | None,
     slot: str | None,
     provider: str,
     only: tuple[str, ...],
@@ -131,7 +129,7 @@ def doctor(
         raise InputError("--nagios prints one line about one database", hint="name it with --database")
     choice = {
         "role": role,
-        "store": store,
+        "store": store or run.config.pipeline.store or "memory",
         "slot": slot,
         "provider": provider,
         "only": only,

@@ -145,6 +145,18 @@ def test_a_publication_of_the_configuration_is_taken(database18: Database, tmp_p
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize(("options", "store"), [([], "postgres"), (["--store", "memory"], "memory")])
+def test_the_store_of_the_configuration_is_taken(
+    options: list[str], store: str, database18: Database, tmp_path: Path
+) -> None:
+    path = tmp_path / "pgrepl.toml"
+    path.write_text('[pipeline]\nstore = "postgres"\n')
+    document = json.loads(pgrepl("doctor", "-c", str(path), "-d", database18.dsn(), "--json", *options).stdout)
+    assert document["target"]["store"] == store
+    found = next(check for check in document["checks"] if check["id"] == "live.schema")
+    assert (found["status"] == "fail") == (store == "postgres")
+
+
 def test_a_name_cannot_play_tricks_on_the_terminal(database18: Database) -> None:
     database18.psql('CREATE TABLE "x\x1b[31m\nDROP" (a int); CREATE PUBLICATION p FOR ALL TABLES')
     done = pgrepl("doctor", "p", "-d", database18.dsn())
