@@ -129,7 +129,7 @@ def doctor(
         raise InputError("--nagios prints one line about one database", hint="name it with --database")
     choice = {
         "role": role,
-        "store": store or run.config.pipeline.store or "memory",
+        "store": run.pipeline(store=store).store or "memory",
         "slot": slot,
         "provider": provider,
         "only": only,

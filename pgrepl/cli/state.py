@@ -57,7 +57,7 @@ def _open(run: Run, pipeline_id: int | None, slot: str | None, store_name: str |
     from pgrepl import names
     from pgrepl.stores.postgres import PostgresStore
 
-    if (store_name or run.config.pipeline.store) == "bookmarks":
+    if run.pipeline(store=store_name).store == "bookmarks":
         raise InputError("the state of the bookmarks store cannot be shown yet", hint="--store postgres")
     if slot is not None:
         named = names.parse_slot(slot).pipeline_id
