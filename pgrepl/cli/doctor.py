@@ -58,7 +58,7 @@ _SHOWN_FIX = 600
 @click.option(
     "--store",
     type=click.Choice(["memory", "postgres", "bookmarks"]),
-    help="Where the state is to be kept; default the configured one, else memory.",
+    help="Where the state is to be kept; default the configured one, else memory.  [env: PGREPL_STORE]",
 )
 @click.option(
     "--slot",

@@ -24,10 +24,10 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 @click.option(
     "--password-file",
     metavar="FILE",
-    help="Read a new role's password from a file.",
+    help="Read a new role's password from a file; without it and --password-prompt from PGREPL_ROLE_PASSWORD.",
     shell_complete=complete_files,
 )
-@click.option("--password-prompt", is_flag=True, help="Ask for it.  [env: PGREPL_ROLE_PASSWORD]")
+@click.option("--password-prompt", is_flag=True, help="Ask for it.")
 @click.option("--reset-password", is_flag=True, help="Set the password also of a role that exists.")
 @click.option("--all-tables", is_flag=True, help="Publish every table but those of schema etl.")
 @click.option("--literally-all", is_flag=True, help="Publish FOR ALL TABLES, whatever there is.")
@@ -44,10 +44,18 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
     "--store",
     type=click.Choice(["memory", "postgres", "bookmarks"]),
     help="Make what this store needs: functions for pgsense-rs, tables of schema etl, a table of bookmarks; default:"
-    " what the configuration says, else nothing.",
+    " what the configuration says, else nothing.  [env: PGREPL_STORE]",
 )
-@click.option("--state-dsn", metavar="DSN", help="The database for the bookmarks; default: the same.")
-@click.option("--state-table", metavar="NAME", help="The table of bookmarks; default: faucet_state.")
+@click.option(
+    "--state-dsn",
+    metavar="DSN",
+    help="The database for the bookmarks; default: the configured one, else the same.  [env: PGREPL_STATE_DSN]",
+)
+@click.option(
+    "--state-table",
+    metavar="NAME",
+    help="The table of bookmarks; default: the configured one, else faucet_state.  [env: PGREPL_STATE_TABLE]",
+)
 @click.option(
     "--only",
     type=click.Choice(["check", "role", "publication", "schema", "migrations"]),

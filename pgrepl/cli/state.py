@@ -111,7 +111,8 @@ def _which(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--store",
             type=click.Choice(["postgres", "bookmarks"]),
-            help="Where the state is (bookmarks: not yet); default the configured one, else postgres.",
+            help="Where the state is (bookmarks: not yet); default the configured one, else postgres."
+            "  [env: PGREPL_STORE]",
         ),
         click.option(
             "--pipeline-id",

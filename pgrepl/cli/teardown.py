@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     "--all", "everything", is_flag=True, help="Take the tables and functions of schema etl away, of everybody."
 )
 @click.option(
-    "--state-dsn", metavar="DSN", help="The database of the bookmarks; default the configured one, else the same."
+    "--state-dsn",
+    metavar="DSN",
+    help="The database of the bookmarks; default: the configured one, else the same.  [env: PGREPL_STATE_DSN]",
 )
 @click.option(
-    "--state-table", metavar="NAME", help="The table of bookmarks; default the configured one, else faucet_state."
+    "--state-table",
+    metavar="NAME",
+    help="The table of bookmarks; default: the configured one, else faucet_state.  [env: PGREPL_STATE_TABLE]",
 )
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
