@@ -297,7 +297,8 @@ def _bookmarks(conn: psycopg.Connection, unwanted: Unwanted, slot_names: set[str
     if unwanted.everything and ours == total:
         dropped.add(oid)
         return [_step("state", owned, label, "table of bookmarks", Statement(f"DROP TABLE {qualified}"))]
-    why = f"{total - ours} bookmarks of others are in it" if total > ours else "--all would take it, too"
+    others = total - ours
+    why = f"it holds {others} bookmark{'s'[: others != 1]} of others" if others else "--all would take it, too"
     steps = [Step("state", "skipped", label, f"stays: {why}")]
     if ours:
         # A slot's name has nothing in it that would need quoting.

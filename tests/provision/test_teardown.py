@@ -227,7 +227,7 @@ def test_role_with_more_in_the_database_of_the_bookmarks_stays(shop18: Database,
         assert outcome.code == 0, outcome.err
         reasons = {step["object"]: step["reason"] for step in outcome.document["steps"] if step["status"] == "skipped"}
         assert reasons == {
-            "public.faucet_state": "stays: 1 bookmarks of others are in it",
+            "public.faucet_state": "stays: it holds 1 bookmark of others",
             "cdc": f"stays: it has SELECT on public.more in database {other.name}",
         }
         assert "role cdc stays" in outcome.err
