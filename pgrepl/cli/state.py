@@ -14,7 +14,6 @@ from pgrepl.cli.completion import complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import Group, Run, command_options
 from pgrepl.errors import InputError, OperationError
-from pgrepl.units import duration_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,6 +204,8 @@ def show(run: Run, which: _Which) -> int:
     def draw() -> Table:
         from rich import box
         from rich.table import Table
+
+        from pgrepl.units import duration_text
 
         position = "no position of pgrepl's"
         if overview.position is not None and overview.age is not None:
