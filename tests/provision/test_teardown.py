@@ -216,6 +216,39 @@ def test_bookmarks_in_a_database_of_their_own_go(
         assert (catalog(shop18), dump(shop18), catalog(other), dump(other)) == before
 
 
+def test_bookmarks_in_a_database_of_their_own_go_by_the_owner(
+    owned_shop: Database, setup: Setup, teardown: Setup
+) -> None:
+    """Who is no superuser and no member of the role."""
+    owned_shop.psql("ALTER ROLE dba REPLICATION")
+    with fresh_database(owned_shop.server) as other:
+        other.psql(f"ALTER DATABASE {other.name} OWNER TO dba")
+        before = catalog(owned_shop), dump(owned_shop), catalog(other), dump(other)
+        there = ["--state-dsn", other.dsn("dba")]
+        made = setup(owned_shop, *BOOKMARKS, *there, user="dba")
+        assert made.code == 0, made.out
+        outcome = teardown(owned_shop, "pub", "--role", "cdc", "--all", *there, user="dba")
+        assert outcome.code == 0, outcome.out
+        assert (catalog(owned_shop), dump(owned_shop), catalog(other), dump(other)) == before
+
+
+def test_failure_in_the_second_database_says_what_is_gone(shop18: Database, setup: Setup, teardown: Setup) -> None:
+    with fresh_database(shop18.server) as other:
+        there = ["--state-dsn", other.dsn()]
+        assert setup(shop18, *BOOKMARKS, *there).code == 0
+        shop18.psql("""
+            CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'not today'; END $$;
+            CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN tag IN ('DROP PUBLICATION')
+            EXECUTE FUNCTION public.refuse()""")
+        outcome = teardown(shop18, "pub", "--role", "cdc", "--all", *there)
+        assert outcome.code == 1
+        assert f"what was to go in database {other.name} is gone" in outcome.err
+        shop18.psql("DROP EVENT TRIGGER refuse")
+        assert teardown(shop18, "pub", "--role", "cdc", "--all", *there).code == 0
+        assert "cdc" not in {name for name, *_ in catalog(shop18)["roles"]}
+
+
 def test_role_with_more_in_the_database_of_the_bookmarks_stays(shop18: Database, setup: Setup, teardown: Setup) -> None:
     with fresh_database(shop18.server) as other:
         there = ["--state-dsn", other.dsn()]
