@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import mmap
 import os
 import re
 import signal
@@ -187,9 +186,9 @@ def test_a_second_signal_ends_at_once(table: Database) -> None:
     table.psql("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(101, 5000) n")
     with Tail("pub", dsn=table.dsn(), read=False) as tail:
         deadline = time.monotonic() + 30
-        # A page of it may be filled in part.
-        full = fcntl.fcntl(tail.pipe, fcntl.F_GETPIPE_SZ) - mmap.PAGESIZE
-        while struct.unpack("i", fcntl.ioctl(tail.pipe, termios.FIONREAD, b"    "))[0] < full:
+        full = fcntl.fcntl(tail.pipe, fcntl.F_GETPIPE_SZ)
+        # Its pages need not be full when there is no room any more: that depends on how large the writes were.
+        while struct.unpack("i", fcntl.ioctl(tail.pipe, termios.FIONREAD, b"    "))[0] < full // 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         # Two at once may arrive as one.
