@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from pgrepl.conninfo import ConnectionTarget
+
+_log = logging.getLogger(__name__)
 
 # lc_monetary is here because money prints by it; the empty search_path makes every printed name a qualified one.
 _SETTINGS = {
@@ -66,6 +69,7 @@ def connect(
     if connection.info.server_version >= 170000:
         # As a start-up option this is fatal on 16, which does not know it.
         connection.execute("SET transaction_timeout = 0")
+    log_connected(connection)
     return connection
 
 
@@ -82,7 +86,18 @@ def connect_as_any(target: ConnectionTarget, application_name: str) -> psycopg.C
         connection: psycopg.Connection = psycopg.connect("", autocommit=True, **params)  # type: ignore[arg-type]
     except psycopg.Error as error:
         raise connect_error(error, target) from None
+    log_connected(connection)
     return connection
+
+
+def log_connected(connection: psycopg.Connection, kind: str = "backend") -> None:
+    """Log which server was reached: where, what version, which database, as whom, and the process that serves us."""
+    info = connection.info
+    version = info.parameter_status("server_version")
+    _log.info(
+        "connected to PostgreSQL %s at %s port %s, database %s, as %s, %s %s",
+        *(version, info.host, info.port, info.dbname, info.user, kind, info.backend_pid),
+    )
 
 
 def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError | InputError:

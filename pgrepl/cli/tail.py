@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from pgrepl.stores import Store
 
 _ASK_ABOVE = 1 << 30
+# How often the progress is shown, at a terminal and elsewhere.
+_LIVE_SECONDS = 0.5
+_LINE_SECONDS = 10.0
 # How many tables a notice names.
 _NAMED = 5
 
@@ -146,7 +149,7 @@ class _ResnapshotType(click.ParamType[object]):
 )
 @click.option("--for", "duration", type=DURATION, help="End after this long.")
 @click.option(
-    "--progress/--no-progress", "progress", default=None, help="A live line on stderr; default on a terminal."
+    "--progress/--no-progress", "progress", default=None, help="A live line on stderr, away from a terminal one every 10 s; default on a terminal."
 )
 @command_options(formats=False, timeout=False)
 def tail(
@@ -415,7 +418,10 @@ def _report_end(run: Run, outcome: Outcome, *, stored: bool) -> None:
 
 
 class _Watcher:
-    """Pass on to the terminal what the pipeline tells, with a live line where that is wanted."""
+    """Pass on to stderr what the pipeline tells, and where ``live`` wants it the progress.
+
+    At a terminal that is a line that changes, elsewhere a line now and then.
+    """
 
     def __init__(self, run: Run, live: bool) -> None:
         self._run = run
@@ -425,7 +431,7 @@ class _Watcher:
         self._last_rows = 0
 
     def __enter__(self) -> _Watcher:
-        if self._live:
+        if self._live and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import Progress as ProgressBar
             from rich.progress import SpinnerColumn, TextColumn
@@ -466,15 +472,18 @@ class _Watcher:
         return wanted
 
     def progress(self, progress: Progress) -> None:
-        if self._bar is None:
+        if not self._live:
             return
         now = time.monotonic()
         elapsed = now - self._last
-        if elapsed < 0.5:
+        if elapsed < (_LINE_SECONDS if self._bar is None else _LIVE_SECONDS):
             return
         rate = (progress.rows - self._last_rows) / elapsed if self._last else 0.0
         self._last, self._last_rows = now, progress.rows
-        self._bar.update(self._bar.task_ids[0], description=_describe(progress, rate))
+        if self._bar is None:
+            self.notice(_describe(progress, rate))
+        else:
+            self._bar.update(self._bar.task_ids[0], description=_describe(progress, rate))
 
 
 def _describe(progress: Progress, rate: float) -> str:

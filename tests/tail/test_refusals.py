@@ -37,13 +37,13 @@ def unchanged(server: Server, dbname: str) -> Iterator[None]:
 
 
 def refused(finished: Finished, code: int, message: str, hint: str | None = None) -> None:
-    """Check that there is one error line that holds ``message``, and at most a hint behind it."""
+    """Check that there is one error line that holds ``message``, and one hint behind it."""
     error, *hints = finished.complaints
     assert finished.code == code, finished.stderr
     assert error.startswith("pgrepl: error: ")
     assert message in error
-    assert len(hints) <= 1
-    assert all(line.startswith("hint: ") for line in hints)
+    assert len(hints) == 1, finished.stderr
+    assert hints[0].startswith("hint: ")
     if hint is not None:
         assert hint in hints[0]
     assert finished.stdout == ""
