@@ -108,7 +108,10 @@ def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectErro
     text = one_line(error)
     mistake = _MISTAKE.search(text)
     if mistake is not None:
-        return InputError(f"the connection string of {target.origin} cannot be used: {mistake[1]}")
+        return InputError(
+            f"the connection string of {target.origin} cannot be used: {mistake[1]}",
+            hint=_SERVICE_HINT if "service" in mistake[1] else _PARAMETER_HINT,
+        )
     # The multi-host preamble repeats the whole address list for each failure.
     hint, state = None, error.sqlstate
     for pattern, advice, known_state in _CONNECT_HINTS:
@@ -123,6 +126,8 @@ _MISTAKE = re.compile(
     'connection is bad: (invalid [^:]*value: ".*"|invalid value .*|invalid .* for connection option .*'
     "|invalid port number: .*|definition of service .* not found|could not match [0-9].*)"
 )
+_PARAMETER_HINT = "PostgreSQL's documentation says what it may be, under Parameter Key Words of libpq"
+_SERVICE_HINT = "services stand in ~/.pg_service.conf, or in the file that PGSERVICEFILE names"
 _SEVERAL = "Multiple connection attempts failed"
 # libpq gives no SQLSTATE for a connection that was refused. The ones here are those that waiting does not cure.
 _CONNECT_HINTS: list[tuple[str, str, str | None]] = [
@@ -169,4 +174,7 @@ def one_line(error: Exception) -> str:
 def server_error(error: psycopg.Error, doing: str) -> OperationError:
     """Turn an error of the server into one of ours that says what was being done."""
     text = error.diag.message_primary or one_line(error)
-    return OperationError(f"{doing}: {text}", hint=error.diag.message_hint, sqlstate=error.sqlstate)
+    # The server has no hint of its own for this one; its messages may be in any language, its functions are not.
+    by_policy = error.diag.source_function == "check_enable_rls"
+    advice = "ALTER ROLE … BYPASSRLS lets a role read all rows, run by a superuser" if by_policy else None
+    return OperationError(f"{doing}: {text}", hint=error.diag.message_hint or advice, sqlstate=error.sqlstate)

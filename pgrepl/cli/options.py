@@ -272,7 +272,9 @@ def _places(named: str | None) -> list[Path]:
 
 
 _COMMON = [
-    click.option("-v", "--verbose", is_flag=True, help="Say more on stderr: what is connected to, which steps are taken."),
+    click.option(
+        "-v", "--verbose", is_flag=True, help="Say more on stderr: what is connected to, which steps are taken."
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Say only errors on stderr."),
     click.option("--debug", is_flag=True, help="Show a traceback with an error."),
     click.option(

@@ -149,7 +149,10 @@ class _ResnapshotType(click.ParamType[object]):
 )
 @click.option("--for", "duration", type=DURATION, help="End after this long.")
 @click.option(
-    "--progress/--no-progress", "progress", default=None, help="A live line on stderr, away from a terminal one every 10 s; default on a terminal."
+    "--progress/--no-progress",
+    "progress",
+    default=None,
+    help="A live line on stderr, away from a terminal one every 10 s; default on a terminal.",
 )
 @command_options(formats=False, timeout=False)
 def tail(

@@ -86,7 +86,7 @@ def make_large(database: Database, table: str) -> None:
     data = database.psql("SHOW data_directory").strip()
     path = database.psql(f"SELECT pg_relation_filepath('{table}')").strip()
     # The visibility map is a part of the size, and no copy reads it.
-    owner = os.stat(Path(data) / path)
+    owner = (Path(data) / path).stat()
     fork = Path(data) / f"{path}_vm"
     fork.touch()
     os.truncate(fork, (1 << 30) + (1 << 20))
