@@ -20,7 +20,6 @@ from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, LSN, SIZE, TABLE_NAME, Run, command_options
 from pgrepl.errors import InputError
 from pgrepl.lsn import Lsn
-from pgrepl.units import size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
@@ -459,6 +458,8 @@ class _Watcher:
         self._run.report.warning(message, hint=hint)
 
     def may_copy(self, tables: Collection[PublishedTable]) -> bool:
+        from pgrepl.units import size_text
+
         size = sum(table.size for table in tables)
         known = [table.rows for table in tables if table.rows is not None]
         rows = f"about {sum(known):,} rows" if known else "rows unknown"
@@ -490,6 +491,8 @@ class _Watcher:
 
 
 def _describe(progress: Progress, rate: float) -> str:
+    from pgrepl.units import size_text
+
     lag = max(0, Lsn(progress.received) - progress.position)
     pace = f"{rate:,.0f} rows/s, {size_text(lag)} behind, {size_text(progress.spooled)} spooled"
     if progress.phase == "copying":
