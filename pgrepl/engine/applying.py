@@ -119,7 +119,8 @@ class Applier:
 
     def _retry(self) -> None:
         """Begin to copy errored tables whose time has come; what is stored is a time of day."""
-        self.perform(self._core.retries_due(time.time()))
+        if self._options.snapshot != "never":
+            self.perform(self._core.retries_due(time.time()))
 
     def connected(self, *, streaming: bool) -> None:
         """Take note that another stream begins; with ``streaming`` large transactions come in blocks."""
@@ -335,6 +336,10 @@ class Applier:
             self._output.reopen()
         except InputError as error:
             self._run.observer.warning(f"{error}; going on in the old file")
+        except BaseException:
+            # Nobody asks twice: it is the next attempt's.
+            self._run.reopen = True
+            raise
 
     def _prune_when_due(self) -> None:
         """Remove versions of tables that nobody needs any more, once an hour."""
@@ -369,17 +374,21 @@ class Applier:
                 case HandOver(tables):
                     self._hand_over(tables)
                 case StoreReady(tables, position):
-                    told = self._versions.told(position)
+                    told = self._versions.not_stored(position)
                     in_store(run, partial(store.ready, tables, position, told))
-                    self.perform(self._core.stored_at(position))
+                    self._stored_at(position)
                 case StoreCaughtUp(tables):
                     in_store(run, partial(store.caught_up, tables))
                 case StorePosition(position):
-                    told = self._versions.told(position)
+                    told = self._versions.not_stored(position)
                     in_store(run, partial(store.position, position, told))
-                    self.perform(self._core.stored_at(position))
+                    self._stored_at(position)
                 case Confirm(position):
                     self._confirm(position)
+
+    def _stored_at(self, position: Lsn) -> None:
+        self._versions.stored(position)
+        self.perform(self._core.stored_at(position))
 
     def _hand_over(self, tables: tuple[int, ...]) -> None:
         """Print what was spooled of tables whose copy is done, and make it durable."""

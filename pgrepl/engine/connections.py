@@ -22,6 +22,8 @@ _SLOT_PATIENCE = 10.0
 _TELL_BLOCKERS_AFTER = 2.0
 _TELL_BLOCKERS_EVERY = 10.0
 _HOLDER_PATIENCE = 5.0
+# How long after wal_sender_timeout the server may take to end the walsender of a lost connection.
+_OLD_WALSENDER = 10.0
 _SAY_AGAIN_AFTER = 60.0
 
 
@@ -89,7 +91,7 @@ class Connections:
 
         Raises OperationError for another database's slot, one for something else, and one that stays in use.
         """
-        give_up = time.monotonic() + _HOLDER_PATIENCE
+        give_up = time.monotonic() + self.holder_patience(ours=self._run.slot_name == name)
         told = False
         while (slot := self.slot(name)) is not None:
             if slot.physical or slot.plugin != "pgoutput":
@@ -116,6 +118,10 @@ class Connections:
                 told = True
             self._run.pause(_STEP)
         return None
+
+    def holder_patience(self, *, ours: bool) -> float:
+        """Say how many seconds to wait for a walsender on the slot to end, which may be one of ours that died."""
+        return self.wal_sender_timeout + _OLD_WALSENDER if ours else _HOLDER_PATIENCE
 
     def wait_for_old_slot(self) -> None:
         """Give the server time to notice that the last session's connection, and so its temporary slot, is gone."""

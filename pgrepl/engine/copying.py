@@ -21,21 +21,24 @@ from pgrepl import connection as sql_connection
 from pgrepl import events
 from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.publications import PublishedTable
-from pgrepl.connection import is_lost, one_line
+from pgrepl.connection import is_lost, one_line, server_error
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.engine.lockwatch import LockWatch
 from pgrepl.engine.relations import Described
 from pgrepl.engine.selection import Selection
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
 from pgrepl.engine.units import Unit
-from pgrepl.errors import ConnectError, PgreplError
+from pgrepl.errors import ConnectError, OperationError, PgreplError
 from pgrepl.events import Event, Table
 from pgrepl.lsn import Lsn
+from pgrepl.replication.verdicts import Passing
 from pgrepl.replication.walsender import Walsender
 
 INBOX_BYTES = 8 << 20
 _CHUNK_BYTES = 64 << 10
 _LATE_RETRY = 1.0
+# No walsender, connection or slot is free, the query was cancelled, the publication is not there, for a moment perhaps.
+_PASSING = ("53300", "53400", "57014", "42704")
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,12 @@ class Inbox:
 
 @dataclass
 class Prepared:
-    """A snapshot that workers hold, and the tables in it."""
+    """A snapshot that workers hold, and the tables in it; ``refused`` are those that they may not hold."""
 
     snapshot_lsn: Lsn
     workers: list[Snapshot]
     tables: list[PublishedTable]
+    refused: dict[int, PgreplError]
     known: dict[int, Described]
     resources: ExitStack
 
@@ -205,47 +209,63 @@ class Copier:
         """Import a snapshot with all workers and hold its tables.
 
         ``before`` is what was published before the slot was made: a difference makes the snapshot unusable, since a
-        transaction may have written to a table before it was published and commit after the slot's point. Raises
-        SnapshotUnusable when no worker can hold the tables.
+        transaction may have written to a table before it was published and commit after the slot's point. Tables in
+        ``wanted`` that are not published any more are left out; None are all that are selected. Raises
+        SnapshotUnusable when no worker can hold the tables, OperationError for a table that the server does not let
+        hold unless it is one of ``wanted``, and what the connection of the first worker raises.
         """
         resources = ExitStack()
         workers: list[Snapshot] = []
-        tables: list[PublishedTable] = []
-        known: dict[int, Described] = {}
-        reason: SnapshotUnusable | None = None
+        refused: dict[int, PgreplError] = {}
+        reason: Exception | None = None
         try:
+            first = self._worker(snapshot_name, resources)
+            published = first.published(self._publications)
+            if wanted is None:
+                tables = self._selection.of(published, self._publications)
+            else:
+                # They were chosen before, and it does not matter to them which others have left meanwhile.
+                tables = [table for table in published if table.oid in wanted]
+            if before is not None and [_identity(table) for table in tables] != [_identity(table) for table in before]:
+                raise SnapshotUnusable("the publication was changed while the snapshot was taken")
+            known = first.describe(tables)
             for number in range(self._jobs):
-                connection = sql_connection.connect(self._target, "pgrepl tail", row_security=False)
-                resources.callback(connection.close)
-                snapshot = Snapshot(connection, snapshot_name)
-                self._snapshots.add(snapshot)
-                resources.callback(self._snapshots.discard, snapshot)
-                if number == 0:
-                    published = self._selection.of(snapshot.published(self._publications), self._publications)
-                    if before is not None and [_identity(t) for t in published] != [_identity(t) for t in before]:
-                        raise SnapshotUnusable("the publication was changed while the snapshot was taken")
-                    tables = [table for table in published if wanted is None or table.oid in wanted]
-                    known = snapshot.describe(tables)
                 try:
-                    snapshot.hold(tables)
-                except SnapshotUnusable as unusable:
-                    reason = unusable
+                    worker = first if number == 0 else self._worker(snapshot_name, resources)
+                    tables = _hold(worker, tables, refused)
+                except (SnapshotUnusable, ConnectError, psycopg.Error) as error:
+                    if not isinstance(error, SnapshotUnusable) and not _may_pass(error):
+                        raise
+                    reason = error
                     continue
-                workers.append(snapshot)
+                workers.append(worker)
             if not workers:
                 raise reason or SnapshotUnusable("no connection could hold the tables")
+            if wanted is None and refused:
+                raise next(iter(refused.values()))
         except BaseException:
             resources.close()
             raise
-        return Prepared(snapshot_lsn, workers, tables, known, resources)
+        if reason is not None:
+            self._warn(f"copying with {len(workers)} of {self._jobs} workers: {one_line(reason)}")
+        return Prepared(snapshot_lsn, workers, tables, refused, known, resources)
+
+    def _worker(self, snapshot_name: str, resources: ExitStack) -> Snapshot:
+        connection = sql_connection.connect(self._target, "pgrepl tail", row_security=False)
+        resources.callback(connection.close)
+        snapshot = Snapshot(connection, snapshot_name)
+        self._snapshots.add(snapshot)
+        resources.callback(self._snapshots.discard, snapshot)
+        return snapshot
 
     def run(self, prepared: Prepared) -> None:
         """Copy the tables of a prepared snapshot, in threads of its own: the copy of a fresh start, number 0."""
-        self._spawn(lambda: self._copy(prepared, 0))
+        oids = tuple(table.oid for table in prepared.tables)
+        self._spawn(oids, 0, lambda: self._copy(prepared, oids, 0))
 
     def copy(self, oids: tuple[int, ...], number: int) -> None:
         """Make a temporary slot for its snapshot and copy tables out of it, in threads of its own."""
-        self._spawn(lambda: self._late(oids, number))
+        self._spawn(oids, number, lambda: self._late(oids, number))
 
     def stop(self) -> None:
         """End all copies where they stand."""
@@ -258,52 +278,74 @@ class Copier:
         for thread in self._threads:
             thread.join(10)
 
-    def _spawn(self, work: Callable[[], None]) -> None:
+    def _spawn(self, oids: tuple[int, ...], number: int, work: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        thread = threading.Thread(target=work, name="pgrepl copy", daemon=True)
+        thread = threading.Thread(target=self._to_the_end, args=(oids, number, work), name="pgrepl copy", daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _late(self, oids: tuple[int, ...], number: int) -> None:
+    def _to_the_end(self, oids: tuple[int, ...], number: int, work: Callable[[], None]) -> None:
+        """Copy, and tell how it ended: tables of which nothing is told would be waited for, for ever."""
         try:
-            name = f"pgrepl_copy_{os.getpid()}_{secrets.token_hex(4)}"
-            walsender = Walsender.open(self._target, f"pgrepl tail ({name})")
-            try:
-                slot = walsender.create_slot(name, temporary=True, waiting=self._waiting)
-                assert slot.snapshot_name is not None
-                prepared = self.prepare(slot.snapshot_name, slot.consistent_point, oids, None)
-            finally:
-                # Its snapshot is imported; the server need not keep WAL for it.
-                walsender.close()
-            gone = tuple(set(oids) - {table.oid for table in prepared.tables})
-            if gone:
-                self._inbox.put(Gone(gone, number))
-            self._copy(prepared, number)
-        except (SnapshotUnusable, ConnectError, psycopg.OperationalError) as error:
-            # It begins again at once, and a server that is away would be asked without a pause.
-            if not isinstance(error, SnapshotUnusable):
-                self._stopping.wait(_LATE_RETRY)
-            self._report(Lost(oids, number, one_line(error)))
-        except PgreplError as error:
+            work()
+        except SnapshotUnusable as unusable:
+            self._report(Lost(oids, number, str(unusable)))
+        except Exception as error:
+            if _may_pass(error):
+                self._report(Lost(oids, number, one_line(error)))
+                return
+            failure = _failure(error, "the copy failed")
             for oid in oids:
-                self._report(Failed(oid, number, error))
+                self._report(Failed(oid, number, failure))
+
+    def _late(self, oids: tuple[int, ...], number: int) -> None:
+        said = ""
+        while not self._stopping.is_set():
+            try:
+                prepared = self._prepare_late(oids)
+            except (PgreplError, psycopg.Error) as error:
+                if not _may_pass(error):
+                    raise
+                # Nothing has been told of this copy yet, so it is still the same one; and the reason is said once.
+                reason = one_line(error)
+                if reason != said:
+                    self._warn(f"{reason}; the copy waits until that has passed")
+                    said = reason
+                self._stopping.wait(_LATE_RETRY)
+            else:
+                self._copy(prepared, oids, number)
+                return
+
+    def _prepare_late(self, oids: tuple[int, ...]) -> Prepared:
+        name = f"pgrepl_copy_{os.getpid()}_{secrets.token_hex(4)}"
+        walsender = Walsender.open(self._target, f"pgrepl tail ({name})")
+        try:
+            slot = walsender.create_slot(name, temporary=True, waiting=self._waiting)
+            assert slot.snapshot_name is not None
+            return self.prepare(slot.snapshot_name, slot.consistent_point, oids, None)
+        finally:
+            # Its snapshot is imported; the server need not keep WAL for it.
+            walsender.close()
 
     def _waiting(self, _seconds: float) -> None:
         if self._stopping.is_set():
             raise SnapshotUnusable("the run has ended")
 
     def _report(self, news: News) -> None:
-        if not self._stopping.is_set():
+        # Nobody listens any more once the run has ended.
+        with suppress(SnapshotUnusable):
             self._inbox.put(news)
 
-    def _copy(self, prepared: Prepared, number: int) -> None:
+    def _copy(self, prepared: Prepared, oids: tuple[int, ...], number: int) -> None:
         with prepared.resources:
-            try:
-                job = _Job(prepared, number, self._encode, self._inbox, self._stopping)
-                with LockWatch(self._target, job, self._yield_after, self._warn):
-                    job.run()
-            except SnapshotUnusable as unusable:
-                self._report(Lost(tuple(table.oid for table in prepared.tables), number, str(unusable)))
+            for oid, error in prepared.refused.items():
+                self._report(Failed(oid, number, error))
+            gone = tuple(set(oids) - {table.oid for table in prepared.tables} - prepared.refused.keys())
+            if gone:
+                self._report(Gone(gone, number))
+            job = _Job(prepared, number, self._encode, self._inbox, self._stopping)
+            with LockWatch(self._target, job, self._yield_after, self._warn):
+                job.run()
 
 
 class _Job:
@@ -338,6 +380,7 @@ class _Job:
         # How often something was let go.
         self._let_go = 0
         self._reason = "the connections that held the snapshot were lost"
+        self._failure: PgreplError | None = None
 
     def run(self) -> None:
         """Work until all units are done."""
@@ -352,7 +395,10 @@ class _Job:
             thread.join()
         # A worker that lost its connection leaves its share to the others; what none could do begins anew.
         left = tuple(self.unfinished)
-        if left and not self._stopping.is_set():
+        if self._failure is not None:
+            for oid in left:
+                self._break(oid, Failed(oid, self._number, self._failure))
+        elif left and not self._stopping.is_set():
             self._inbox.put(Lost(left, self._number, self._reason))
 
     @property
@@ -392,6 +438,8 @@ class _Job:
             self._reason = one_line(error)
         except SnapshotUnusable as unusable:
             self._reason = str(unusable)
+        except Exception as error:
+            self._failure = _failure(error, "the copy failed")
         finally:
             with self._lock:
                 del self._at[worker]
@@ -451,12 +499,11 @@ class _Job:
         except (SnapshotUnusable, psycopg.errors.QueryCanceled) as unusable:
             self._break(oid, Lost((oid,), self._number, one_line(unusable)))
             return False
-        except psycopg.Error as error:
+        except Exception as error:
             if is_lost(error):
                 self._break(oid, Lost((oid,), self._number, one_line(error)))
             else:
-                failure = sql_connection.server_error(error, f"cannot copy {table.qualified}")
-                self._break(oid, Failed(oid, self._number, failure))
+                self._break(oid, Failed(oid, self._number, _failure(error, f"cannot copy {table.qualified}")))
             return False
         if count:
             self._inbox.put(Rows(oid, self._number, b"".join(lines), count), wanted)
@@ -473,8 +520,43 @@ class _Job:
             if oid in self._broken:
                 return
             self._broken.add(oid)
-        if not self._stopping.is_set():
+        # Nobody listens any more once the run has ended, which whoever breaks a table off need not know.
+        with suppress(SnapshotUnusable):
             self._inbox.put(news)
+
+
+def _hold(worker: Snapshot, tables: list[PublishedTable], refused: dict[int, PgreplError]) -> list[PublishedTable]:
+    """Hold tables with a worker; those that the server does not let it hold are left out, and added to ``refused``."""
+    try:
+        worker.hold(tables)
+    except psycopg.Error as error:
+        at_fault = {} if _may_pass(error) else worker.refused(tables)
+        if not at_fault:
+            raise
+        for table in tables:
+            if table.oid in at_fault:
+                refused[table.oid] = server_error(at_fault[table.oid], f"cannot copy {table.qualified}")
+        tables = [table for table in tables if table.oid not in at_fault]
+        worker.hold_only(tables)
+    return tables
+
+
+def _may_pass(error: Exception) -> bool:
+    """Say whether an error is none of the tables', and is waited for (docs/verdicts.md)."""
+    if isinstance(error, ConnectError | Passing) or getattr(error, "sqlstate", None) in _PASSING:
+        return True
+    return is_lost(error)
+
+
+def _failure(error: Exception, doing: str) -> PgreplError:
+    """Turn what ended a copy into an error for the user; one that nobody expected is named as what it is."""
+    if isinstance(error, PgreplError):
+        return error
+    if isinstance(error, psycopg.Error):
+        return server_error(error, doing)
+    failure = OperationError(f"{doing}: {type(error).__name__}: {error}", hint="this is a defect of pgrepl")
+    failure.__cause__ = error
+    return failure
 
 
 def _identity(table: PublishedTable) -> tuple[object, ...]:

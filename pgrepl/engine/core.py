@@ -177,6 +177,11 @@ class Core:
         """Say where the stream is to be read from, at the start and after a lost connection."""
         return self.done
 
+    @property
+    def read_until(self) -> Lsn:
+        """Say before which position everything that the output or the spool has something of lies."""
+        return self.done if self._partial is None else max(self.done, Lsn(self._partial[0] + 1))
+
     # The stream.
 
     @property
@@ -398,6 +403,15 @@ class Core:
     def copying(self) -> bool:
         """Whether a table is still being copied or handed over."""
         return any(state.phase in (Phase.INIT, Phase.DATA_SYNC) for state in self.tables.values())
+
+    @property
+    def awaits_stream(self) -> bool:
+        """Whether a copy is, or will be, of a later moment than the stream has come to."""
+        return any(
+            state.phase is Phase.INIT
+            or (state.phase is Phase.DATA_SYNC and (state.snapshot_lsn is None or state.snapshot_lsn > self.done))
+            for state in self.tables.values()
+        )
 
     @property
     def awaits_rows(self) -> bool:

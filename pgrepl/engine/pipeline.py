@@ -115,7 +115,8 @@ class Pipeline:
                     raise
                 self._forget_attempt()
                 delay = run.next_delay()
-                run.observer.warning(f"{one_line(error)}; trying again in {delay:.1f} s, the copy begins again")
+                then = "the copy begins again" if run.options.slot is None else "going on from what is stored"
+                run.observer.warning(f"{one_line(error)}; trying again in {delay:.1f} s, {then}")
                 try:
                     run.pause(delay)
                 except End as end:
@@ -145,4 +146,10 @@ class _Recovery:
         if not may_go_back or time.monotonic() >= self._give_up:
             raise error
         run.observer.warning(f"{error}; going back to {self._position}, up to where all of it is synced")
-        run.pause(run.next_delay())
+        try:
+            run.pause(run.next_delay())
+        except End as end:
+            if end.reason != "stopped":
+                # An end by the clock would pass for a good one.
+                raise error from None
+            raise

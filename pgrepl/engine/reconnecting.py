@@ -22,7 +22,7 @@ from pgrepl.stores import Identity
 from pgrepl.stores.memory import MemoryStore
 
 _STANDBY = "25006"
-_NO_WALSENDER = "53300"
+NO_WALSENDER = "53300"
 _PROMOTION_PATIENCE = 300.0
 # How often an error that should pass is seen at one position before it is taken seriously.
 _ATTEMPTS = 3
@@ -66,7 +66,7 @@ class Reconnecting:
                 # What was the primary's address a moment ago may be that of a standby which is to be promoted.
                 standby_since = (standby_since or time.monotonic()) if state == _STANDBY else None
                 promoted_soon = standby_since is not None and time.monotonic() < standby_since + _PROMOTION_PATIENCE
-                if not (is_lost(again) or promoted_soon or state == _NO_WALSENDER):
+                if not (is_lost(again) or promoted_soon or state == NO_WALSENDER):
                     raise
                 reason = one_line(again)
                 if reason != said:
@@ -98,7 +98,8 @@ class Reconnecting:
 
     def _check_same(self, walsender: Walsender) -> None:
         """Make sure that what answers now is the server, and the slot, that the connection was lost to."""
-        before, done = self._identity, self._core.done
+        # Also the transaction that is printed in part: it has to be in this server's WAL, to come again.
+        before, done, read_until = self._identity, self._core.done, self._core.read_until
         system_identifier, timeline = walsender.identify()
         if system_identifier != before.system_identifier:
             raise PositionError(
@@ -117,14 +118,14 @@ class Reconnecting:
             )
         self._check_position(slot.confirmed_flush_lsn)
         if timeline != before.timeline:
-            resume.check_timeline(before.timeline, now, done, walsender.timeline_history(timeline))
+            resume.check_timeline(before.timeline, now, read_until, walsender.timeline_history(timeline))
             self._run.observer.warning(resume.came_along(before.timeline, now, done))
             in_store(self._run, lambda: self._run.store.begin(now, self._core.stored, ()))
             self._identity = now
         wal_end = self._connections.wal_end()
-        if done > wal_end:
+        if read_until > wal_end:
             raise PositionError(
-                f"changes up to {done} were read, and the server's WAL ends at {wal_end}:"
+                f"changes up to {read_until} were read, and the server's WAL ends at {wal_end}:"
                 " it was restored to an earlier time"
             )
 

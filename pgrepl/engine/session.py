@@ -18,8 +18,8 @@ from pgrepl.engine.applying import Applier
 from pgrepl.engine.connections import Connections, held
 from pgrepl.engine.copying import Copier, Inbox
 from pgrepl.engine.core import Core, Phase
-from pgrepl.engine.patience import StoreAway
-from pgrepl.engine.reconnecting import Reconnecting
+from pgrepl.engine.patience import StoreAway, in_store
+from pgrepl.engine.reconnecting import NO_WALSENDER, Reconnecting
 from pgrepl.engine.release import release
 from pgrepl.engine.run import FIRST_RETRY, End, Run, StartAgain
 from pgrepl.engine.starting import Beginning, Start, temporary_slot_name
@@ -39,9 +39,6 @@ _START_AGAIN = (
     "start again: a new snapshot is taken, and changes in between are not seen; --store postgres keeps the position"
 )
 _STEP = 0.2
-_HOLDER_PATIENCE = 5.0
-# How long after wal_sender_timeout the server may take to end the walsender of a lost connection.
-_OLD_WALSENDER = 10.0
 _RELEASE_SECONDS = 2.0
 _SLICE = 0.05
 
@@ -68,6 +65,12 @@ class Session:
         self._connections = Connections(self._run, self._resources)
         try:
             self._begin_and_stream(self._connections)
+        except StoreAway as away:
+            if self._has_stream():
+                raise
+            # The whole server is away, and that is waited for. What was decided meanwhile was not done, so that only
+            # what is stored can be gone on from.
+            raise ConnectError(str(away), hint=away.hint) from None
         except PositionError as error:
             if error.hint is None:
                 slot = self._options.slot
@@ -105,6 +108,9 @@ class Session:
         beginning = Start(self._run, connections, copier).begin(facts, tables)
         self._identity = beginning.identity
         self._core = self._make_core(beginning)
+        if beginning.to_store is not None:
+            position = beginning.to_store
+            in_store(self._run, lambda: self._run.store.begin(beginning.identity, position, ()))
         self._reconnecting = Reconnecting(self._run, connections, self._core, beginning.identity, self._pause_writing)
         self._applier = Applier(
             self._run,
@@ -120,6 +126,10 @@ class Session:
         if isinstance(self._run.sink, FileSink):
             self._run.sink.told = self._applier.told_to_the_file
         self._applier.begin_copies(beginning)
+        # What was asked for once is stored now; a session that follows goes on from there.
+        self._run.options = replace(
+            self._run.options, from_lsn=None, resnapshot=frozenset(), accept_slot_position=False
+        )
         self._left_out = beginning.left_out
         walsender = beginning.walsender
         try:
@@ -132,11 +142,6 @@ class Session:
                     if not isinstance(error, Passing) and not is_lost(error):
                         raise
                     walsender = self._after_loss(error)
-                except StoreAway as away:
-                    if not self._is_lost():
-                        raise
-                    # The whole server is away, and that is waited for.
-                    walsender = self._after_loss(away)
                 except OperationError as error:
                     # With streaming on PostgreSQL 16 to 18 fail on a table that a large transaction truncates twice,
                     # the first time in a savepoint that was rolled back: "could not map filenumber …".
@@ -180,15 +185,19 @@ class Session:
     def _stream(self, walsender: Walsender) -> None:
         """Read the stream over one connection, to its end or that of the run."""
         only = self._options.snapshot == "only"
-        if only:
-            walsender.close()
-        else:
+        # A copy of a later moment than the stream's is done when the stream has come there.
+        receiving = not only or self._core.awaits_stream
+        if receiving:
             self._start_receiving(walsender)
-            self._sweep()
+        else:
+            walsender.close()
         slice_ = _SLICE
         while True:
-            if only and not self._core.copying:
+            if only and not self._core.copying and self._core.at_boundary:
                 raise End("snapshot")
+            if not receiving and self._core.awaits_stream:
+                receiving = True
+                self._start_receiving(self._connections.walsender(self._identity.slot))
             self._applier.end_between()
             self._read(slice_)
             self._connections.say_notices()
@@ -222,14 +231,14 @@ class Session:
         )
         self._connections.before_close(self._receiver.close)
         self._receiver.start()
-        if self._options.until is not None:
+        if self._options.until is not None or self._options.snapshot == "only":
             self._receiver.ask_for_keepalives()
+        self._sweep()
 
     def _start_replication(self, walsender: Walsender) -> None:
         """Start, waiting for a while for another walsender on the slot to end, which may be one of ours that died."""
         position = self._core.resume_position()
-        patience = self._connections.wal_sender_timeout + _OLD_WALSENDER if self._reconnected else _HOLDER_PATIENCE
-        give_up = time.monotonic() + patience
+        give_up = time.monotonic() + self._connections.holder_patience(ours=self._reconnected)
         told = False
         while True:
             try:
@@ -339,12 +348,11 @@ class Session:
             self._receiver.check()
         return self._receiver is not None
 
-    def _is_lost(self) -> bool:
+    def _has_stream(self) -> bool:
         try:
-            self._check_stream()
+            return self._check_stream()
         except (ConnectError, Passing):
-            return True
-        return False
+            return False
 
     def _without_streaming(self, reason: str) -> Walsender:
         """Begin the stream again from the position, with transactions that come when they are whole."""
@@ -355,7 +363,15 @@ class Session:
         assert old is not None
         if self._persistent:
             old.close()
-            return self._connections.walsender(self._identity.slot)
+            self._reconnected = True
+            try:
+                walsender = self._connections.walsender(self._identity.slot)
+            except (OperationError, ConnectError) as error:
+                if not is_lost(error) and error.sqlstate != NO_WALSENDER:
+                    raise
+                walsender = self._after_loss(error)
+                self._streaming = False
+            return walsender
         # A temporary slot ends with its connection, so it is carried over to the other one before.
         name = temporary_slot_name()
         walsender = self._connections.walsender(name)

@@ -11,6 +11,7 @@ from psycopg import sql
 from pgrepl.catalog import publications
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.tables import lockable, replaced_since_snapshot
+from pgrepl.connection import is_lost
 from pgrepl.engine import relations, units
 from pgrepl.engine.relations import Described
 from pgrepl.engine.units import Unit
@@ -97,6 +98,22 @@ class Snapshot:
         """
         self._connection.execute("ROLLBACK TO SAVEPOINT unlocked")
         self.hold(tables)
+
+    def refused(self, tables: Sequence[PublishedTable]) -> dict[int, psycopg.Error]:
+        """Find those of the tables that the server does not let us hold, with what it says, each tried by itself.
+
+        What is held afterwards is no matter: ``hold_only`` comes next. Raises SnapshotUnusable, and psycopg's error
+        when the connection is lost.
+        """
+        found: dict[int, psycopg.Error] = {}
+        for table in tables:
+            try:
+                self.hold_only([table])
+            except psycopg.Error as error:
+                if is_lost(error):
+                    raise
+                found[table.oid] = error
+        return found
 
     def verify(self, tables: Sequence[PublishedTable]) -> None:
         """Make sure that the snapshot gives the rows of tables that are locked. Raises SnapshotUnusable."""

@@ -38,7 +38,8 @@ class Beginning:
     is going to be copied. ``prepared`` is the snapshot of a fresh start, ``known`` its versions of the tables, ``told``
     those that an earlier run has told the output of, ``not_stored`` what only the output knows of that. Tables in
     ``removed`` have left the publication, of which the catalog was read at that LSN; those in ``left_out`` have a state
-    and are published, but not wanted.
+    and are published, but not wanted. ``to_store`` is a position to be stored before the stream begins, which confirms
+    it.
     """
 
     identity: Identity
@@ -53,6 +54,7 @@ class Beginning:
     not_stored: Mapping[int, Table] = field(default_factory=dict)
     removed: dict[int, Lsn] = field(default_factory=dict)
     left_out: frozenset[int] = frozenset()
+    to_store: Lsn | None = None
 
 
 def temporary_slot_name() -> str:
@@ -70,6 +72,8 @@ class Start:
         self._connections = connections
         self._copier = copier
         self._persistent = run.options.slot is not None
+        # Nobody is asked twice.
+        self._first = run.slot_name is None
 
     def begin(self, facts: Server, tables: list[PublishedTable]) -> Beginning:
         """Begin with what the publications have.
@@ -103,9 +107,6 @@ class Start:
         assert how.position is not None
         if how.notice is not None:
             self._observer.notice(how.notice)
-        stored = how.position if state.position is None else state.position
-        if state.position is None or (state.identity is not None and state.identity.timeline != identity.timeline):
-            in_store(self._run, lambda: self._run.store.begin(identity, stored, ()))
         return self._resumed(walsender, identity, how.position, state, tables, again)
 
     def _again(self, tables: list[PublishedTable]) -> set[int]:
@@ -139,7 +140,7 @@ class Start:
     def _fresh(self, walsender: Walsender, identity: Identity, tables: list[PublishedTable]) -> Beginning:
         """Make the slot and take the snapshot that it exports."""
         copy = self._options.snapshot != "never"
-        if copy and self._run.slot_name is None and not self._observer.may_copy(tables):
+        if copy and self._first and not self._observer.may_copy(tables):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         name = identity.slot
         slot = walsender.create_slot(
@@ -212,8 +213,10 @@ class Start:
         # Not how far it is flushed: what tables changed before they left is before this position.
         _, read_at = server.wal_ends(self._connections.admin)
         due = [table for table in tables if states[table.oid].phase is Phase.INIT]
-        if due and not self._observer.may_copy(due):
+        if due and self._first and not self._observer.may_copy(due):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
+        moved = state.identity is not None and state.identity.timeline != identity.timeline
+        behind = state.position is None or state.position < position
         return Beginning(
             identity,
             walsender,
@@ -224,6 +227,7 @@ class Start:
             told=state.told,
             removed=dict.fromkeys(removed, read_at),
             left_out=frozenset(left_out),
+            to_store=max(position, state.position or position) if moved or behind else None,
         )
 
     def _refuse_to_pass_over(self, left_out: Mapping[int, StoredTable]) -> None:

@@ -69,7 +69,8 @@ class StreamedTransactions:
         self._decoder = StreamDecoder()
         self._transactions: dict[int, _Transaction] = {}
         self._block: _Transaction | None = None
-        self._giving = False
+        # The one that is being given; what of it was not taken is still in the spool.
+        self._giving: _Transaction | None = None
         # Relation messages are numbered as they arrive. Of each table the one that whole transactions go by.
         self._arrived = 0
         self._valid: dict[int, tuple[int, bytes]] = {}
@@ -88,7 +89,7 @@ class StreamedTransactions:
         of its first block, and ends with Commit, also when nothing is left of it; an Origin in it has no LSN. Raises
         NotStreamable, OperationError when the spool fails (the message may then be fed again), and ProtocolError.
         """
-        assert not self._giving, "the last transaction has not been taken whole"
+        assert self._giving is None, "the last transaction has not been taken whole"
         block = self._block
         tag, xid, oid = head(data, block is not None)
         if block is not None and tag not in _STREAM:
@@ -105,8 +106,9 @@ class StreamedTransactions:
         return ((start, data),)
 
     def close(self) -> None:
-        """Forget the transactions that are going on."""
-        for transaction in self._transactions.values():
+        """Forget the transactions that are going on, and the rest of one that is being given."""
+        given = (self._giving,) if self._giving is not None else ()
+        for transaction in (*self._transactions.values(), *given):
             self._spool.drop(transaction.key)
         self._transactions.clear()
 
@@ -153,7 +155,7 @@ class StreamedTransactions:
                 if transaction.not_streamable:
                     raise NotStreamable(message)
                 del self._transactions[xid]
-                self._giving = True
+                self._giving = transaction
                 return self._whole(start, transaction, message)
         return ()
 
@@ -174,7 +176,7 @@ class StreamedTransactions:
             if data[0] == _RELATION:
                 self._give_relation(arrived, data)
             yield entry_start, data
-        self._giving = False
+        self._giving = None
         yield start, _commit(b"C", commit.flags, commit.commit_lsn, commit.end_lsn, commit.commit_time)
 
     def _give_relation(self, arrived: int, data: bytes) -> None:

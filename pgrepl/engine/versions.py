@@ -63,8 +63,6 @@ class Versions:
         """Give the versions that the output was told of before ``position`` and that are not stored with one yet."""
         return [table for since, table in self._new if since <= position]
 
-    def told(self, position: Lsn) -> list[Table]:
-        """Give the versions that the output was told of before ``position``, to be stored with it, each once."""
-        due = [table for since, table in self._new if since <= position]
+    def stored(self, position: Lsn) -> None:
+        """Take note that they are stored with ``position``."""
         self._new = [(since, table) for since, table in self._new if since > position]
-        return due

@@ -43,15 +43,8 @@ def create_slot(
         raise OperationError("slots that survive a failover need PostgreSQL 17 or newer", hint="leave out --failover")
     options = ["SNAPSHOT 'nothing'", *["TWO_PHASE"] * two_phase, *["FAILOVER"] * failover]
     command = f"CREATE_REPLICATION_SLOT {quote_ident(check_slot_name(name))} LOGICAL pgoutput ({', '.join(options)})"
-    try:
-        ((_, point, *_rest),) = walsender.query(command, waiting)
-    except OperationError:
-        raise
-    except BaseException:
-        walsender.cancel()
-        raise
-    assert point is not None
-    return Lsn.parse(point)
+    point, _ = walsender.build_slot(name, command, temporary=False, waiting=waiting)
+    return point
 
 
 def drop_slot(conn: psycopg.Connection, name: str, *, terminate: bool = False) -> list[int]:

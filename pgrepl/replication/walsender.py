@@ -154,17 +154,65 @@ class Walsender:
     def create_slot(self, name: str, *, temporary: bool, waiting: Waiting | None = None) -> CreatedSlot:
         """Create a slot and export the snapshot that fits its consistent point.
 
-        A temporary one lives as long as this connection. The server waits for all running transactions to end. The
-        snapshot can be imported until the next command.
+        A temporary one lives as long as this connection. The server waits for all running transactions to end; when
+        ``waiting`` raises meanwhile, nothing is left behind. The snapshot can be imported until the next command.
         """
         quoted = quote_ident(check_slot_name(name))
         kind = "TEMPORARY " if temporary else ""
         command = f"CREATE_REPLICATION_SLOT {quoted} {kind}LOGICAL pgoutput (SNAPSHOT 'export')"
-        ((slot, point, snapshot, _plugin),) = self.query(command, waiting)
-        assert slot is not None
+        point, snapshot = self.build_slot(name, command, temporary=temporary, waiting=waiting)
+        return CreatedSlot(name, point, snapshot)
+
+    def build_slot(
+        self, name: str, command: str, *, temporary: bool, waiting: Waiting | None
+    ) -> tuple[Lsn, str | None]:
+        """Send a command that creates the slot ``name``; returns its consistent point and the name of its snapshot.
+
+        A wait that is broken off, by ``waiting`` or an interrupt, leaves nothing behind. Raises OperationError when
+        that cannot be told, beside what ``query`` raises.
+        """
+        try:
+            ((_, point, snapshot, _plugin),) = self.query(command, waiting)
+        except BaseException:
+            # Unless it is the server that has ended it.
+            if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                self._abandon(name, temporary=temporary)
+            raise
         assert point is not None
-        _log.info("slot %s has its consistent point at %s", slot, point)
-        return CreatedSlot(slot, Lsn.parse(point), snapshot)
+        _log.info("slot %s has its consistent point at %s", name, point)
+        return Lsn.parse(point), snapshot
+
+    def _abandon(self, name: str, *, temporary: bool) -> None:
+        """Break off the creation of a slot.
+
+        A walsender that waits for a transaction does not see that its client is gone. It would go on with the creation,
+        and leave a slot that keeps WAL and that nobody knows.
+        """
+
+        def waiting(seconds: float) -> None:
+            if seconds >= _CANCEL_SECONDS:
+                raise OperationError(
+                    f"the server does not break off the creation of slot {name}",
+                    hint="it may come into being later: 'pgrepl slots list'",
+                )
+
+        with suppress(Error):
+            self.cancel()
+        try:
+            with lost_connection():
+                result = self._result(waiting)
+            self._finish(waiting)
+        except ConnectionLost:
+            # The server has ended the session, and the creation with it.
+            return
+        except OperationError:
+            # A temporary slot cannot outlive the session.
+            if not temporary:
+                raise
+            return
+        if result is not None and result.status == pq.ExecStatus.TUPLES_OK and not temporary:
+            # It has come into being just before.
+            self.drop_slot(name)
 
     def copy_slot(self, source: str, name: str) -> None:
         """Make a temporary slot that stands where ``source`` does, which may be in use."""
@@ -209,7 +257,8 @@ class Walsender:
                 self._finish(waiting)
             raise result_error(result, f"{command.split()[0]} failed")
         if result.status != pq.ExecStatus.COPY_BOTH:
-            self._finish(waiting)
+            # The rest has been sent with it, and what was done must not be given up for an interruption.
+            self._finish(None)
         return result
 
     def _finish(self, waiting: Waiting | None) -> None:

@@ -256,9 +256,9 @@ class _Observer:
 
 
 def run(database: Database, user: str = "postgres") -> tuple[list[dict[str, Any]], list[str]]:
-    """Run a pipeline to the end of the WAL; give its events and its warnings."""
+    """Run a pipeline to the end of the WAL, or for a minute; give its events and its warnings."""
     sink, observer = _Sink(), _Observer()
-    options = Options(("pub",), until="now")
+    options = Options(("pub",), until="now", duration=60)
     Pipeline(conninfo.parse(database.dsn(user), "the test"), options, JsonLines(), sink, observer).run()
     return [json.loads(line) for line in sink.data.splitlines()], observer.warnings
 

@@ -192,6 +192,21 @@ def test_a_large_transaction_is_not_held_in_memory_while_it_is_given(spool: Spoo
     assert sum(1 for _ in taking) == 1001
 
 
+@pytest.mark.parametrize("taken", [1, 30, 1000])
+def test_what_is_given_in_part_is_forgotten_with_the_connection(taken: int, spool: Spool) -> None:
+    """The next one sends the transaction from its beginning, with the same xid."""
+    messages = [start(9), inside(9, table("a")), *(inside(9, insert(b"%d" % n)) for n in range(1000)), _STOP]
+    for _ in range(2):
+        streamed = StreamedTransactions(spool)
+        for data in messages:
+            assert not list(streamed.feed(Lsn(0), data))
+        giving = iter(streamed.feed(Lsn(0), _COMMIT))
+        assert len([data for _, data in zip(range(taken), giving, strict=False)]) == taken
+        streamed.close()
+        assert spool.used == 0
+    assert given(spool, *messages, _COMMIT) == [table("a"), *(insert(b"%d" % n) for n in range(1000))]
+
+
 def test_what_is_rolled_back_is_gone(spool: Spool) -> None:
     first = [start(9), inside(9, table("a")), inside(9, insert(b"1"))]
     # 12 is in 11, which is in 10; 11 wrote again after 12 was released.

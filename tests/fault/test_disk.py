@@ -25,6 +25,8 @@ SLOT = """
 SELECT position, confirmed_flush_lsn <= position::pg_lsn, active_pid
   FROM pg_replication_slots, etl.pgrepl_pipelines WHERE database = current_database() AND NOT temporary
 """
+CONFIRMED = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE database = current_database()"
+MOVED = "SELECT 1 FROM pg_replication_slots WHERE confirmed_flush_lsn > %s AND database = current_database()"
 WAL_SENDER_TIMEOUT = 2
 
 
@@ -207,6 +209,61 @@ def test_what_a_failed_sync_has_lost_is_written_again(database18: Database, tmp_
     must_be_whole(output, database18)
 
 
+def test_what_was_asked_for_once_is_not_done_again_on_the_way_back(database18: Database, tmp_path: Path) -> None:
+    output, trigger = tmp_path / "changes.jsonl", tmp_path / "fail"
+    arguments = ["mirrored", "--store", "postgres", "-o", str(output), "--fsync-interval", "300ms"]
+    environment = {"PYTHONPATH": f"{BROKEN_DISK}:{ROOT}", "BROKEN_DISK": str(trigger)}
+    prepare(database18)
+    finish(arguments, database18)
+
+    def attempts() -> set[int]:
+        lines = output.read_bytes().splitlines(keepends=True)
+        return {event["attempt"] for event in workload.parse(lines) if event["op"] == "snapshot_begin"}
+
+    with database18.connect() as connection:
+        # Copies that are done are not made again …
+        with Tail(*arguments, "--resnapshot", "all", dsn=database18.dsn(), env=environment) as tail:
+            wait(lambda: attempts() == {1, 2} and ready(connection), "the end of the copies", of=tail)
+            trigger.touch()
+            insert(connection)
+            tail.until_stderr("cannot sync")
+            arrives(connection, output, tail)
+            assert tail.stop().code == 143
+        assert attempts() == {1, 2}
+        # … and a position that the slot has left since is not begun at.
+        insert(connection)
+        ((wanted,),) = connection.execute(CONFIRMED).fetchall()
+        with Tail(*arguments, "--from-lsn", wanted, dsn=database18.dsn(), env=environment) as tail:
+            arrives(connection, output, tail)
+            wait(lambda: connection.execute(MOVED, [wanted]).fetchone(), "the confirmation", of=tail)
+            trigger.touch()
+            insert(connection)
+            tail.until_stderr("cannot sync")
+            arrives(connection, output, tail)
+            assert tail.stop().code == 143
+    finish(arguments, database18)
+    must_be_whole(output, database18)
+
+
+def test_an_end_by_the_clock_while_going_back_is_no_good_one(database18: Database, tmp_path: Path) -> None:
+    output, trigger = tmp_path / "changes.jsonl", tmp_path / "fail"
+    arguments = ["mirrored", "--store", "postgres", "-o", str(output), "--fsync-interval", "100ms"]
+    environment = {"PYTHONPATH": f"{BROKEN_DISK}:{ROOT}", "BROKEN_DISK": str(trigger)}
+    prepare(database18)
+    finish(arguments, database18)
+    trigger.write_text("always")
+    with Tail(*arguments, "--for", "4s", dsn=database18.dsn(), env=environment) as tail:
+        with database18.connect() as connection:
+            insert(connection)
+            # One sync is good: before it nothing is known to be lost.
+            wait(lambda: not tail.running or insert(connection), "the end")
+        ended = tail.finish()
+    assert ended.code == 1, ended.stderr
+    assert f"pgrepl: error: cannot sync {output}" in ended.stderr
+    finish(arguments, database18)
+    must_be_whole(output, database18)
+
+
 @pytest.mark.parametrize("interval", ["300ms", "1h"])
 def test_a_stop_while_going_back_vouches_for_nothing(interval: str, database18: Database, tmp_path: Path) -> None:
     """No later sync says anything about what the failed one has lost, and that may be the last one, at the end."""
@@ -301,6 +358,31 @@ def test_a_store_that_is_away_is_waited_for(database18: Database, tmp_path: Path
     must_be_whole(output, database18)
 
 
+def test_a_server_that_stays_away_is_waited_for_though_the_store_is_there(
+    new_server: NewServer, tmp_path: Path
+) -> None:
+    """Longer than a store would be: in the middle of a copy, which has to be begun again, and of a hand-over."""
+    server = new_server(18)
+    output = tmp_path / "changes.jsonl"
+    arguments = ["slowly", "--store", "postgres", "-o", str(output), "--output-timeout", "1s"]
+    with fresh_database(server) as database:
+        prepare_slow(database)
+        with Tail(*arguments, dsn=database.dsn()) as tail:
+            for number in range(1, 3):
+                with database.connect() as connection:
+                    slowcopy.copying_backend(connection)
+                    connection.execute("INSERT INTO slow VALUES (%s, false, 'meanwhile')", [1000 + number])
+                server.stop(immediate=True)
+                complained(tail, "the store is away: .*; trying again in", number)
+                server.start()
+            wait(lambda: connects(database), "the server", of=tail)
+            with database.connect() as connection:
+                wait(lambda: ready(connection), "the end of the copy", 120, of=tail)
+            assert tail.stop().code == 143
+        finish(arguments, database)
+        must_hold_slow_once(output, database)
+
+
 def test_a_store_that_stays_away_ends_the_run(database18: Database) -> None:
     prepare(database18)
     arguments = ["mirrored", "--store", "postgres", "--output-timeout", "1s"]
@@ -325,6 +407,14 @@ def complaints(tail: Tail, text: str) -> list[str]:
     return [line for line in tail.stderr.splitlines() if re.search(text, line)]
 
 
+def connects(database: Database) -> bool:
+    try:
+        database.connect().close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 def ready(connection: psycopg.Connection) -> bool:
     query = "SELECT count(*), count(*) FILTER (WHERE state <> 'ready') FROM etl.replication_state WHERE is_current"
     count, left = connection.execute(query).fetchone() or (0, 0)
@@ -334,6 +424,13 @@ def ready(connection: psycopg.Connection) -> bool:
 def insert(connection: psycopg.Connection) -> bool:
     connection.execute("INSERT INTO composite SELECT max(b) + 1, 'x', 1 FROM composite")
     return False
+
+
+def arrives(connection: psycopg.Connection, output: Path, tail: Tail) -> None:
+    """Insert a row and wait until it is printed."""
+    query = "INSERT INTO composite SELECT max(b) + 1, 'x', 1 FROM composite RETURNING b"
+    ((number,),) = connection.execute(query).fetchall()
+    wait(lambda: f'"b":{number},'.encode() in output.read_bytes(), f"row {number}", of=tail)
 
 
 def made(directory: Path) -> bool:

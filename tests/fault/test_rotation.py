@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.fault import workload
+from tests.fault.test_disk import BROKEN_DISK
 from tests.fault.workload import wait
 from tests.servers.database import Database
 from tests.tail.mirror import Mirror, Writers
-from tests.tail.running import Finished, Tail
+from tests.tail.running import ROOT, Finished, Tail
 
 
 class _Files:
@@ -131,6 +132,31 @@ def test_killed_between_the_new_name_and_the_signal(database18: Database, tmp_pa
     assert f"where {files.renamed[0]} ends" in ended.stderr
     assert files.renamed[0].stat().st_size == size
     assert len(files.path.read_bytes().splitlines()) == 1
+    _must_be_whole(files, database18)
+
+
+def test_a_failed_sync_does_not_swallow_the_signal(database18: Database, tmp_path: Path) -> None:
+    """Whoever has renamed the file waits for the new one."""
+    files, trigger = _Files(tmp_path), tmp_path / "fail"
+    environment = {"PYTHONPATH": f"{BROKEN_DISK}:{ROOT}", "BROKEN_DISK": str(trigger)}
+    workload.prepare(database18)
+    with (
+        database18.connect() as connection,
+        Tail(*_arguments(files, "1h"), dsn=database18.dsn(), env=environment) as tail,
+    ):
+        query = "SELECT 1 FROM etl.replication_state WHERE is_current AND state = 'ready' HAVING count(*) = 7"
+        wait(lambda: connection.execute(query).fetchone() is not None, "the end of the copies", of=tail)
+        size = files.path.stat().st_size
+        connection.execute("INSERT INTO composite VALUES (1, 'x', 1)")
+        wait(lambda: files.path.stat().st_size > size, "a change that is not synced", of=tail)
+        trigger.touch()
+        files.rename()
+        tail.send(signal.SIGHUP)
+        tail.until_stderr("cannot sync")
+        wait(files.path.exists, "a new file", of=tail)
+        connection.execute("INSERT INTO composite VALUES (2, 'x', 1)")
+        wait(lambda: files.size() > 0, "the next change", of=tail)
+        assert tail.stop().code == 143
     _must_be_whole(files, database18)
 
 

@@ -1,6 +1,8 @@
 """Cases of supabase/etl's own tests, as far as they concern what is seen here; each test names its cases.
 
-Others of them are named in the docstrings of the tests that cover them.
+Others of them are named in the docstrings of the tests that cover them. Two have nothing to be seen here:
+pipeline_shutdown_calls_destination_shutdown is about a hook of destinations, and
+replication_mask_loads_correctly_from_string_bytea about a column that is never read.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ import pytest
 from tests.command import eventually, pgrepl
 from tests.conftest import NewServer
 from tests.servers.database import Database, fresh_database
-from tests.stores.upstream import Upstream
+from tests.stores.upstream import DATA_SYNC, INIT, Upstream, from_now, tried_again
 from tests.tail.running import Event, Tail, run_tail
 
+VERSIONS = """
+    SELECT s.table_id, s.snapshot_id::text, array_agg(column_name || ' ' || column_type ORDER BY c.ordinal_position)
+      FROM etl.table_schemas s JOIN etl.table_columns c ON c.table_schema_id = s.id GROUP BY s.id ORDER BY s.snapshot_id
+"""
 OPTIONS = ["pub", "--store", "postgres", "--until-lsn", "now"]
 
 
@@ -174,6 +180,126 @@ def test_the_column_list_changes_while_it_runs(database: Database) -> None:
     widths = [list(event["new"]) for event in events if "new" in event]
     assert widths == [["id", "a", "b"], ["id", "a", "b", "c"], ["id", "a", "c"]]
     assert [event["op"] for event in events if event["op"] in ("schema", "insert")] == ["schema", "insert"] * 2
+
+
+def read_twice(database: Database, *transactions: str) -> list[Event]:
+    """Write, and read it two times, as if nothing had been stored or confirmed of the first; give what was printed.
+
+    Both times the same lines must be printed, and the same versions of tables be stored.
+    """
+    upstream = Upstream(database)
+    assert run_tail(*OPTIONS, dsn=database.dsn()).code == 0
+    copy_slot = "SELECT pg_copy_logical_replication_slot(%s, %s)"
+    upstream.query(copy_slot, upstream.slot, "before")
+    upstream.query("CREATE TABLE saved AS TABLE etl.pgrepl_pipelines")
+    for transaction in transactions:
+        database.psql(f"BEGIN; {transaction}; COMMIT")
+    first, versions = run_tail(*OPTIONS, dsn=database.dsn()), upstream.query(VERSIONS)
+    upstream.query("SELECT pg_drop_replication_slot(%s)", upstream.slot)
+    upstream.query(copy_slot, "before", upstream.slot)
+    upstream.query("UPDATE etl.pgrepl_pipelines p SET position = s.position, told = s.told FROM saved s")
+    second = run_tail(*OPTIONS, dsn=database.dsn())
+    assert (first.code, second.code) == (0, 0), second.stderr
+    assert first.stdout == second.stdout
+    assert upstream.query(VERSIONS) == versions
+    return second.events
+
+
+def test_column_lists_that_shrink_are_read_again(database: Database) -> None:
+    """Case table_schema_replication_masks_are_consistent_after_restart: each row has the columns that were published at
+    its time, also when it is read again.
+    """
+    database.psql("""
+        CREATE TABLE t (id int PRIMARY KEY, a int, b int, c int); CREATE PUBLICATION pub FOR TABLE t (id, a, b, c);
+    """)
+    lists = enumerate(["id, a, b, c", "id, a, b", "id, a"])
+    events = read_twice(
+        database,
+        *(
+            f"ALTER PUBLICATION pub SET TABLE t ({shown}); INSERT INTO t VALUES ({number}, 1, 1, 1)"
+            for number, shown in lists
+        ),
+    )
+    widths = [list(event["new"]) for event in events if "new" in event]
+    assert widths == [["id", "a", "b", "c"], ["id", "a", "b"], ["id", "a"]]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["same transaction", "across transactions"])
+def test_ddl_between_changes_is_read_again(together: bool, database: Database) -> None:
+    """Case table_schema_snapshots_are_consistent_after_missing_status_update_with_interleaved_ddl_in_same_transaction
+    and …_with_interleaved_ddl_across_transactions: each row is in the version of its moment, and the same is stored.
+    """
+    database.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
+    steps = [
+        "INSERT INTO t VALUES (1)",
+        "ALTER TABLE t ADD COLUMN a int",
+        "INSERT INTO t VALUES (2, 2)",
+        "ALTER TABLE t RENAME a TO b; ALTER TABLE t ALTER b TYPE bigint",
+        "INSERT INTO t VALUES (3, 3)",
+        "ALTER TABLE t DROP COLUMN b",
+        "INSERT INTO t VALUES (4)",
+    ]
+    events = read_twice(database, *(["; ".join(steps)] if together else steps))
+    printed = [(event["op"], event.get("new")) for event in events]
+    assert [new for op, new in printed if op == "insert"] == [
+        {"id": 1},
+        {"id": 2, "a": 2},
+        {"id": 3, "b": 3},
+        {"id": 4},
+    ]
+    assert [op for op, _ in printed if op != "message"] == ["insert", *["schema", "insert"] * 3]
+    # Those before the confirmed position are not kept.
+    ((_, version, columns),) = Upstream(database).query(VERSIONS)
+    assert version != "0/0"
+    assert columns == ["id INT4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "copied"),
+    [
+        ([], {"a": 2, "b": 2}),
+        (["--snapshot", "never"], {}),
+        (["--table", "public.a"], {"a": 2}),
+        (["--exclude-table", "public.a"], {"b": 2}),
+    ],
+)
+def test_what_is_copied(options: list[str], copied: dict[str, int], database: Database) -> None:
+    """Case table_sync_copy_include_all_tables, …_skip_all_tables, …_include_only_specified_tables and
+    …_skip_only_specified_tables: each copied table has its begin and end once, and what comes later is streamed.
+    """
+    Upstream(database)
+    database.psql("""
+        CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE a, b;
+        INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1), (2);
+    """)
+    first = run_tail(*OPTIONS, *options, dsn=database.dsn())
+    assert first.code == 0, first.stderr
+    ends = [(event["table"], event["rows"]) for event in first.events if event["op"] == "snapshot_end"]
+    assert sorted(ends) == sorted(copied.items())
+    assert {table: len(rows(first.events, table, "read")) for table in copied} == copied
+    database.psql("INSERT INTO a VALUES (3); INSERT INTO b VALUES (3)")
+    second = run_tail(*OPTIONS, *options, dsn=database.dsn()).events
+    assert {table for table in "ab" if rows(second, table, "insert") == [3]} == (set(copied) or {"a", "b"})
+
+
+def test_a_timed_retry_that_fails_waits_for_a_person(database: Database) -> None:
+    """Case table_copy_fails_after_timed_retry_exceeded_max_attempts: no rows, and the stream goes on without it."""
+    upstream = Upstream(database)
+    database.psql("""
+        CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE good (id int PRIMARY KEY); INSERT INTO t VALUES (0);
+        CREATE PUBLICATION pub FOR TABLE t WHERE (1 / id > 0), good;
+    """)
+    upstream.make_slot()
+    upstream.leave("t", INIT, DATA_SYNC, tried_again(from_now(seconds=-5)))
+    with Tail("pub", "--store", "postgres", dsn=database.dsn()) as tail:
+        tail.until_stderr("the stream goes on without this table")
+        database.psql("INSERT INTO good VALUES (1)")
+        events = tail.until(lambda event: event["op"] in ("insert", "read") and event["table"] == "good")
+        assert tail.stop().code == 143
+    assert rows(events, "t", "read") == []
+    assert upstream.history("t")[-1] == "errored"
+    query = "SELECT metadata->'retry_policy'->>'type' FROM etl.replication_state WHERE is_current AND table_id = %s"
+    assert upstream.query(query, upstream.oid("t")) == [("manual_retry",)]
 
 
 def test_a_table_that_is_reset(database: Database) -> None:

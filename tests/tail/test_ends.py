@@ -187,7 +187,8 @@ def test_a_second_signal_ends_at_once(table: Database) -> None:
     with Tail("pub", dsn=table.dsn(), read=False) as tail:
         deadline = time.monotonic() + 30
         full = fcntl.fcntl(tail.pipe, fcntl.F_GETPIPE_SZ)
-        while struct.unpack("i", fcntl.ioctl(tail.pipe, termios.FIONREAD, b"    "))[0] < full:
+        # Its pages need not be full when there is no room any more: that depends on how large the writes were.
+        while struct.unpack("i", fcntl.ioctl(tail.pipe, termios.FIONREAD, b"    "))[0] < full // 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         # Two at once may arrive as one.

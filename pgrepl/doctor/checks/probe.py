@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from pgrepl.catalog import blockers
+from pgrepl.catalog.blockers import Blocker
 from pgrepl.doctor.check import Check
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
@@ -16,7 +17,7 @@ from pgrepl.lsn import Lsn
 from pgrepl.pgoutput.decoder import decode
 from pgrepl.pgoutput.messages import Message
 from pgrepl.pgoutput.walsender import XLogData, parse_copy_data
-from pgrepl.replication.walsender import Waiting, Walsender, lost_connection
+from pgrepl.replication.walsender import Walsender, lost_connection
 
 _SECONDS = 10.0
 # Readers of pgrepl pass over messages with this prefix.
@@ -57,10 +58,18 @@ class EndToEnd(Check):
 
     def _try(self, context: Context, publication: str) -> Finding:
         walsender = Walsender.open(context.target, "pgrepl doctor")
+        found: list[Blocker] = []
+
+        def waiting(passed: float) -> None:
+            if passed >= _SECONDS:
+                # Asked while it still waits: the creation is broken off with this error.
+                found.extend(blockers.of_backend(context.conn, walsender.pid))
+                raise TimeLimitError(f"a slot could not be made within {_SECONDS:g} s")
+
         try:
             name = f"pgrepl_tmp_{walsender.pid}_{secrets.token_hex(4)}"
             began = time.monotonic()
-            walsender.create_slot(name, temporary=True, waiting=_at_most(_SECONDS))
+            walsender.create_slot(name, temporary=True, waiting=waiting)
             made = time.monotonic()
             # Messages are part of no publication, but it has to be there when others write meanwhile.
             walsender.start_replication(name, Lsn(0), [publication])
@@ -70,7 +79,6 @@ class EndToEnd(Check):
             _await(walsender, nonce.encode(), sent + _SECONDS)
             came = time.monotonic()
         except TimeLimitError as error:
-            found = blockers.of_backend(context.conn, walsender.pid)
             waits = f", which waits for {'; '.join(map(str, found))}" if found else ""
             return self.finding(
                 Status.FAIL,
@@ -94,14 +102,6 @@ class EndToEnd(Check):
             f"it came back after {milliseconds:.1f} ms, the slot took {(made - began) * 1000:.0f} ms",
             {"round_trip_ms": round(milliseconds, 1), "slot_ms": round((made - began) * 1000, 1)},
         )
-
-
-def _at_most(seconds: float) -> Waiting:
-    def waiting(passed: float) -> None:
-        if passed >= seconds:
-            raise TimeLimitError(f"a slot could not be made within {seconds:g} s")
-
-    return waiting
 
 
 def _await(walsender: Walsender, nonce: bytes, deadline: float) -> None:

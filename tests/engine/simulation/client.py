@@ -393,7 +393,7 @@ class Client:
                 case HandOver(tables):
                     yield from self._hand_over(tables)
                 case StoreReady(tables, position):
-                    told = self._versions.told(position)
+                    told = self._versions.not_stored(position)
 
                     def ready(
                         tables: tuple[int, ...] = tables, position: Lsn = position, told: list[Table] = told
@@ -402,12 +402,14 @@ class Client:
                         store.moves(position, told)
 
                     yield from self._stored(ready)
+                    self._versions.stored(position)
                     yield from self._perform(core.stored_at(position))
                 case StoreCaughtUp(tables):
                     yield from self._stored(lambda tables=tables: store.ready(tables))  # type: ignore[misc]
                 case StorePosition(position):
-                    told = self._versions.told(position)
+                    told = self._versions.not_stored(position)
                     yield from self._stored(lambda p=position, t=told: store.moves(p, t))  # type: ignore[misc]
+                    self._versions.stored(position)
                     yield from self._perform(core.stored_at(position))
                 case Confirm(position):
                     if store.position is None or position > store.position:
