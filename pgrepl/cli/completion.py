@@ -77,6 +77,23 @@ def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [CompletionItem(incomplete, type="file")]
 
 
+def complete_directories(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Let the shell complete the path of a directory."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def complete_migrations(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Complete the version of a migration, beside which shells that can do so show what it is."""
+    from click.shell_completion import CompletionItem
+
+    from pgrepl.catalog.etl_manifest import MIGRATIONS
+
+    known = [(str(migration.version), migration.description) for migration in MIGRATIONS]
+    return [CompletionItem(version, help=text) for version, text in known if version.startswith(incomplete)]
+
+
 def _publications(connection: psycopg.Connection) -> list[tuple[str, str]]:
     from pgrepl.catalog import publications
 

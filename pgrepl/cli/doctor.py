@@ -58,7 +58,7 @@ _SHOWN_FIX = 600
 @click.option(
     "--store",
     type=click.Choice(["memory", "postgres", "bookmarks"]),
-    help="Where the state is to be kept; default the configured one, else memory.",
+    help="Where the state is to be kept; default the configured one, else memory.  [env: PGREPL_STORE]",
 )
 @click.option(
     "--slot",
@@ -129,7 +129,7 @@ def doctor(
         raise InputError("--nagios prints one line about one database", hint="name it with --database")
     choice = {
         "role": role,
-        "store": store or run.config.pipeline.store or "memory",
+        "store": run.pipeline(store=store).store or "memory",
         "slot": slot,
         "provider": provider,
         "only": only,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pgrepl.cli.completion import complete_directories, complete_migrations
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import Run, command_options
 from pgrepl.errors import OperationError
@@ -51,7 +52,9 @@ def status(run: Run) -> int:
 
 
 @migrations.command(epilog=_epilog("pgrepl migrations apply --dry-run | psql -d orders"))
-@click.option("--to", type=int, metavar="VERSION", help="Go no further than this version.")
+@click.option(
+    "--to", type=int, metavar="VERSION", help="Go no further than this version.", shell_complete=complete_migrations
+)
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
 @command_options()
@@ -92,6 +95,7 @@ def apply(run: Run, to: int | None, dry_run: bool, yes: bool) -> int:
     default="pinned",
     metavar="[SOURCE]",
     help="'pinned', which is the default: the published checksums; or a directory of supabase/etl's .sql files.",
+    shell_complete=complete_directories,
 )
 @click.option("--accept-revision", is_flag=True, help="Take the directory's checksums also if they are others.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
@@ -126,7 +130,7 @@ def seed(run: Run, source: str, accept_revision: bool, dry_run: bool, yes: bool)
 
 
 @migrations.command(epilog=_epilog("pgrepl migrations verify ./etl/migrations"))
-@click.argument("directory", required=False, metavar="[DIR]")
+@click.argument("directory", required=False, metavar="[DIR]", shell_complete=complete_directories)
 @command_options()
 def verify(run: Run, directory: str | None) -> int:
     """Compare records, published checksums, files and catalog.
@@ -157,7 +161,7 @@ def verify(run: Run, directory: str | None) -> int:
 
 
 @migrations.command(epilog=_epilog("pgrepl migrations sql 20260415100000"))
-@click.argument("version", type=int, required=False, metavar="[VERSION]")
+@click.argument("version", type=int, required=False, metavar="[VERSION]", shell_complete=complete_migrations)
 @command_options(connects=False, formats=False, timeout=False)
 def sql(run: Run, version: int | None) -> None:
     """Print the SQL for somebody else to run.

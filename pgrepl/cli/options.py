@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -20,7 +20,7 @@ from pgrepl.lsn import Lsn
 from pgrepl.names import quote_ident
 
 if TYPE_CHECKING:
-    from pgrepl.config import Config, Database
+    from pgrepl.config import Config, Database, Pipeline, Store
     from pgrepl.conninfo import ConnectionTarget
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -207,6 +207,31 @@ class Run:
     def publication(self, named: str | None) -> str | None:
         """The publication that was named, else the configured one."""
         return named or (self.database.publication if self.database else None)
+
+    def pipeline(self, *, store: str | None = None, state_table: str | None = None) -> Pipeline:
+        """What is said of the store: the flags that are given, above the variables and the configuration file.
+
+        That holds beside a connection string, too, which says where to read from and nothing of the state.
+        """
+        found = self.config.pipeline
+        return replace(
+            found, store=cast("Store | None", store) or found.store, state_table=state_table or found.state_table
+        )
+
+    def state_target(self, flag: str | None) -> ConnectionTarget | None:
+        """The database of the bookmarks by --state-dsn, else by the configuration; None where neither names one."""
+        from pgrepl.conninfo import parse
+
+        if flag is None:
+            configured = self.config.pipeline.state_dsn
+            return parse(configured, self.config.origin("pipeline.state_dsn")) if configured is not None else None
+        target = parse(flag, "--state-dsn")
+        if target.has_password:
+            self.report.warning(
+                "the password in --state-dsn can be seen in the process list",
+                hint="use PGREPL_STATE_DSN, ~/.pgpass or a service",
+            )
+        return target
 
     def print_script(self, script: str) -> None:
         """Print a script for psql; with --all-databases it first connects to the database that it is for."""

@@ -69,6 +69,7 @@ def _step_document(step: Step) -> dict[str, Any]:
         "status": step.status,
         "object": step.object,
         "statements": [statement.text for statement in step.statements],
+        "reason": step.summary if step.status == "skipped" else None,
     }
 
 

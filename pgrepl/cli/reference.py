@@ -22,11 +22,30 @@ from pgrepl.cli.diagnostics import EXIT_CODES_HELP
 from pgrepl.cli.main import cli
 from pgrepl.cli.options import command_options
 
+_PGSENSE = "PGSENSE__PIPELINE__STORE, PGSENSE__DATABASES__0__HOST and the like"
 _ENVIRONMENT = {
     "PGREPL_DSN": "The connection string, where --dsn is not given.",
     "PGREPL_CONFIG": "The configuration file, where --config is not given.",
+    "PGREPL_STORE": "Where the state is kept, where --store is not given; above the configuration file.",
+    "PGREPL_STATE_DSN": "The database of the bookmarks, where --state-dsn is not given; above the configuration file.",
+    "PGREPL_STATE_TABLE": "The table of bookmarks, where --state-table is not given; above the configuration file.",
+    "PGREPL_STATE_POOL": "state_pool, how many connections the bookmarks may take; above the configuration file.",
     "PGREPL_ROLE_PASSWORD": "The password of a new role, where --password-file and --password-prompt are not given.",
+    _PGSENSE: "Values of the configuration as pgsense-rs takes them; below PGREPL_ variables, above the file.",
+    "XDG_CONFIG_HOME": "Where the user's configuration is; default ~/.config.",
+    "XDG_STATE_HOME": "Where tail keeps changes that wait for a copy; default ~/.local/state.",
+    "XDG_DATA_HOME": "Where the sandbox is; default ~/.local/share.",
     "NO_COLOR": "Not empty: no colours, unless --color says otherwise.",
+}
+# The option or the command by which a variable is read whose name the help of no option has.
+_READ_BY = {
+    "PGREPL_STORE": "--store",
+    "PGREPL_STATE_DSN": "--state-dsn",
+    "PGREPL_STATE_TABLE": "--state-table",
+    "PGREPL_STATE_POOL": "config",
+    _PGSENSE: "--config",
+    "XDG_CONFIG_HOME": "--config",
+    "XDG_DATA_HOME": "sandbox",
 }
 _LIBPQ_VARIABLES = "PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSFILE, PGSERVICE and the like"
 _LIBPQ = "What libpq reads, for whatever neither the connection string nor the configuration says."
@@ -89,6 +108,7 @@ def read(command: click.Command = cli, parent: click.Context | None = None) -> E
         found = [command.get_command(context, name) for name in command.list_commands(context)]
         subcommands = tuple(read(each, context) for each in found if each is not None)
     texts = [option.help for option in described]
+    readers = {*context.command_path.split(), *(flag for option in given for flag in option.opts)}
     return Entry(
         name=context.command_path,
         purpose=_first_sentence(paragraphs[0] if paragraphs else ""),
@@ -97,7 +117,9 @@ def read(command: click.Command = cli, parent: click.Context | None = None) -> E
         examples=tuple(_examples(command)),
         options=tuple(option for option, shared in described.items() if not shared),
         shared=tuple(option for option, shared in described.items() if shared),
-        variables=tuple(name for name in _ENVIRONMENT if any(name in text for text in texts)),
+        variables=tuple(
+            name for name in _ENVIRONMENT if any(name in text for text in texts) or _READ_BY.get(name) in readers
+        ),
         subcommands=subcommands,
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -13,9 +14,6 @@ from pgrepl.cli.completion import complete_files, complete_publications
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, TABLE_NAME, Run, command_options, read_password_file
 from pgrepl.errors import InputError, OperationError
-
-if TYPE_CHECKING:
-    from pgrepl.config import Pipeline
 
 _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 
@@ -26,10 +24,10 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
 @click.option(
     "--password-file",
     metavar="FILE",
-    help="Read a new role's password from a file.",
+    help="Read a new role's password from a file; without it and --password-prompt from PGREPL_ROLE_PASSWORD.",
     shell_complete=complete_files,
 )
-@click.option("--password-prompt", is_flag=True, help="Ask for it.  [env: PGREPL_ROLE_PASSWORD]")
+@click.option("--password-prompt", is_flag=True, help="Ask for it.")
 @click.option("--reset-password", is_flag=True, help="Set the password also of a role that exists.")
 @click.option("--all-tables", is_flag=True, help="Publish every table but those of schema etl.")
 @click.option("--literally-all", is_flag=True, help="Publish FOR ALL TABLES, whatever there is.")
@@ -46,10 +44,18 @@ _PASSWORD_VARIABLE = "PGREPL_ROLE_PASSWORD"  # noqa: S105  the variable's name
     "--store",
     type=click.Choice(["memory", "postgres", "bookmarks"]),
     help="Make what this store needs: functions for pgsense-rs, tables of schema etl, a table of bookmarks; default:"
-    " what the configuration says, else nothing.",
+    " what the configuration says, else nothing.  [env: PGREPL_STORE]",
 )
-@click.option("--state-dsn", metavar="DSN", help="The database for the bookmarks; default: the same.")
-@click.option("--state-table", metavar="NAME", help="The table of bookmarks; default: faucet_state.")
+@click.option(
+    "--state-dsn",
+    metavar="DSN",
+    help="The database for the bookmarks; default: the configured one, else the same.  [env: PGREPL_STATE_DSN]",
+)
+@click.option(
+    "--state-table",
+    metavar="NAME",
+    help="The table of bookmarks; default: the configured one, else faucet_state.  [env: PGREPL_STATE_TABLE]",
+)
 @click.option(
     "--only",
     type=click.Choice(["check", "role", "publication", "schema", "migrations"]),
@@ -82,7 +88,6 @@ def setup(
     """
     from pgrepl import connection, provision
     from pgrepl.cli import plans as plans_output
-    from pgrepl.conninfo import parse
 
     needs_consent = not dry_run and options["only"] != "check"
     if needs_consent and not yes and not sys.stdin.isatty():
@@ -91,35 +96,30 @@ def setup(
         )
     if options["role"] is None and (password_file or password_prompt):
         raise InputError("no role is named", hint="name it with --role")
-    pipeline = _configured(run)
-    store = options.pop("store") or (pipeline.store if pipeline else None)
-    state = None
-    if state_dsn is not None:
-        state = parse(state_dsn, "--state-dsn")
-        if state.has_password:
-            run.report.warning(
-                "the password in --state-dsn can be seen in the process list", hint="use ~/.pgpass or a service"
-            )
-    elif store == "bookmarks" and pipeline and pipeline.state_dsn:
-        state = parse(pipeline.state_dsn, "state_dsn")
-    if state_table is None and store == "bookmarks" and pipeline:
-        state_table = pipeline.state_table
+    pipeline = run.pipeline(store=options.pop("store"), state_table=state_table)
+    keeps_bookmarks = pipeline.store == "bookmarks"
+    state = run.state_target(state_dsn) if keeps_bookmarks or state_dsn is not None else None
     wanted = provision.Wanted(
         publication=run.publication(publication) or provision.DEFAULT_PUBLICATION,
         password=_password(options["role"], password_file, password_prompt),
         tables=tuple(options.pop("tables")),
         schemas=tuple(map(_schema, options.pop("schemas"))),
-        store=store,
-        state_table=provision.DEFAULT_BOOKMARKS if state_table is None else state_table,
+        store=pipeline.store,
+        # What is configured for another store than the one that is wanted is no contradiction; a flag is.
+        state_table=pipeline.state_table if keeps_bookmarks or state_table is not None else provision.DEFAULT_BOOKMARKS,
         state_elsewhere=state is not None,
         publish=None if publish is None else tuple(part.strip() for part in publish.split(",") if part.strip()),
         **options,
     )
     with ExitStack() as connections:
         conn = connections.enter_context(connection.connect(run.target, "pgrepl setup"))
-        plans = [(conn, provision.plan(conn, wanted))]
+        other = None
         if state is not None and wanted.only in (None, "schema"):
             other = connections.enter_context(connection.connect(state, "pgrepl setup"))
+            if provision.is_same_database(conn, other):
+                wanted, other = replace(wanted, state_elsewhere=False), None
+        plans = [(conn, provision.plan(conn, wanted))]
+        if other is not None:
             plans.append((other, provision.plan_bookmarks(other, wanted, plans[0][1])))
         if needs_consent and not yes and any(plan.has_work for _, plan in plans):
             databases = " and ".join(plan.database for _, plan in plans)
@@ -139,11 +139,6 @@ def setup(
         )
         return ExitCode.FINDINGS
     return ExitCode.OK
-
-
-def _configured(run: Run) -> Pipeline | None:
-    """What the configuration says of the store, where the configuration is in use at all."""
-    return run.config.pipeline if run.database is not None or run.config_path is not None else None
 
 
 def _password(role: str | None, file: str | None, prompt: bool) -> str | None:

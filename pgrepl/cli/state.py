@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgrepl.cli import output
+from pgrepl.cli.completion import complete_slots
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import Group, Run, command_options
 from pgrepl.errors import InputError, OperationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime, timedelta
 
     from rich.table import Table
 
-    from pgrepl.stores.postgres import PostgresStore, TableHistory
+    from pgrepl.stores.postgres import PostgresStore, TableHistory, TableOverview
 
 
 @click.group(cls=Group, epilog=EXIT_CODES_HELP)
@@ -28,63 +33,141 @@ def state() -> None:
     """
 
 
-def _pipeline(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--slot", metavar="NAME", help="The pipeline whose slot this is.")(function)
-    function = click.option(
-        "--store",
-        type=click.Choice(["postgres", "bookmarks"]),
-        help="Where the state is (bookmarks: not yet); default the configured one, else postgres.",
-    )(function)
-    return click.option(
-        "--pipeline-id",
-        type=click.IntRange(0, 2**64 - 1),
-        metavar="N",
-        help="The pipeline; default the one of host/dbname, else the only one there is.",
-    )(function)
+@dataclass(frozen=True)
+class _Which:
+    """What the options of every command here say: the pipeline that is meant."""
+
+    pipeline_id: int | None
+    slot: str | None
+    store: str | None
+
+    def open(self, run: Run) -> PostgresStore:
+        """Open the store of the pipeline. Raises InputError when several could be meant."""
+        from pgrepl import names
+        from pgrepl.stores.postgres import PostgresStore
+
+        if run.pipeline(store=self.store).store == "bookmarks":
+            raise InputError("the state of the bookmarks store cannot be shown yet", hint="--store postgres")
+        pipeline_id = self.pipeline_id
+        if self.slot is not None:
+            named = names.parse_slot(self.slot).pipeline_id
+            if named is None:
+                raise InputError(
+                    f"{self.slot} is not the name of a pipeline's slot", hint="supabase_etl_apply_<pipeline id>"
+                )
+            if pipeline_id not in (None, named):
+                raise InputError(f"{self.slot} is not the slot of pipeline {pipeline_id}", hint="say one of them")
+            pipeline_id = named
+        own = names.pipeline_id(run.target.pipeline_host(), run.target.database())
+        store = PostgresStore(run.target, own if pipeline_id is None else pipeline_id)
+        store.check()
+        if pipeline_id is None:
+            others = store.other_pipelines()
+            if len(others) > 1:
+                raise InputError(
+                    f"there is no pipeline {own} here, but {', '.join(map(str, others))}",
+                    hint="choose one with --pipeline-id",
+                )
+            if others:
+                store = PostgresStore(run.target, others[0])
+        return store
 
 
-def _writing(function: Callable[..., Any]) -> Callable[..., Any]:
-    return _asking(click.option("--force", is_flag=True, help="Also while the slot is active.")(function))
+@dataclass(frozen=True)
+class _Consent:
+    """What the options of every command that writes say: whether it may. ``force`` is None where it cannot be."""
 
+    dry_run: bool
+    yes: bool
+    force: bool | None = None
 
-def _asking(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option("--yes", is_flag=True, help="Do not ask.")(function)
-    return click.option("--dry-run", is_flag=True, help="Say what would be done.")(function)
-
-
-def _open(run: Run, pipeline_id: int | None, slot: str | None, store_name: str | None) -> PostgresStore:
-    """Open the store of the pipeline that is meant. Raises InputError when several could be."""
-    from pgrepl import names
-    from pgrepl.stores.postgres import PostgresStore
-
-    if (store_name or run.config.pipeline.store) == "bookmarks":
-        raise InputError("the state of the bookmarks store cannot be shown yet", hint="--store postgres")
-    if slot is not None:
-        named = names.parse_slot(slot).pipeline_id
-        if named is None:
-            raise InputError(f"{slot} is not the name of a pipeline's slot", hint="supabase_etl_apply_<pipeline id>")
-        if pipeline_id not in (None, named):
-            raise InputError(f"{slot} is not the slot of pipeline {pipeline_id}", hint="say one of them")
-        pipeline_id = named
-    own = names.pipeline_id(run.target.pipeline_host(), run.target.database())
-    store = PostgresStore(run.target, own if pipeline_id is None else pipeline_id)
-    store.check()
-    if pipeline_id is None:
-        others = store.other_pipelines()
-        if len(others) > 1:
-            raise InputError(
-                f"there is no pipeline {own} here, but {', '.join(map(str, others))}",
-                hint="choose one with --pipeline-id",
+    def get(self, run: Run, store: PostgresStore, what: str) -> None:
+        """Say what is about to be written, and ask. Raises OperationError while the slot is active, unless forced."""
+        if store.slot_is_active() and not self.force:
+            raise OperationError(
+                f"the slot {store.slot} is active: a running pipeline would not notice",
+                hint="stop it first" if self.force is None else "stop it first, or --force",
             )
-        if others:
-            store = PostgresStore(run.target, others[0])
-    return store
+        run.report.notice(what)
+        if self.dry_run or self.yes:
+            return
+        if not sys.stdin.isatty():
+            raise InputError(
+                "this writes state, and there is no terminal to ask on", hint="--yes goes on without asking"
+            )
+        click.confirm("Go on?", abort=True, err=True)
+
+
+def _which(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which pipeline is meant; the command gets them as ``which``."""
+
+    @functools.wraps(function)
+    def call(*args: Any, pipeline_id: int | None, slot: str | None, store: str | None, **rest: Any) -> Any:
+        return function(*args, which=_Which(pipeline_id, slot, store), **rest)
+
+    for option in (
+        click.option("--slot", metavar="NAME", help="The pipeline whose slot this is.", shell_complete=complete_slots),
+        click.option(
+            "--store",
+            type=click.Choice(["postgres", "bookmarks"]),
+            help="Where the state is (bookmarks: not yet); default the configured one, else postgres."
+            "  [env: PGREPL_STORE]",
+        ),
+        click.option(
+            "--pipeline-id",
+            type=click.IntRange(0, 2**64 - 1),
+            metavar="N",
+            help="The pipeline; default the one of host/dbname, else the only one there is.",
+        ),
+    ):
+        call = option(call)
+    return call
+
+
+def _writes(*, forced: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of a command that writes, which gets them as ``consent``; ``forced`` adds --force."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, dry_run: bool, yes: bool, force: bool | None = None, **rest: Any) -> Any:
+            return function(*args, consent=_Consent(dry_run, yes, force), **rest)
+
+        if forced:
+            call = click.option("--force", is_flag=True, help="Also while the slot is active.")(call)
+        call = click.option("--yes", is_flag=True, help="Do not ask.")(call)
+        return click.option("--dry-run", is_flag=True, help="Say what would be done.")(call)
+
+    return decorate
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _shown(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")
+
+
+def _seconds(age: timedelta | None) -> float | None:
+    return None if age is None else age.total_seconds()
+
+
+def _report(run: Run, store: PostgresStore, action: str, consent: _Consent, **details: Any) -> int:
+    """Print what was done, or would be, for programs; people have read it before they were asked."""
+    done = {"pipeline_id": store.pipeline_id, "slot": store.slot, "action": action, "dry_run": consent.dry_run}
+    if run.output_format != "table":
+        output.emit(done | details, output_format=run.output_format, color=run.color, table=lambda: "")
+    return ExitCode.OK
+
+
+def _change(table: TableOverview, after: str) -> dict[str, Any]:
+    return {"schema": table.schema, "table": table.name, "oid": table.oid, "from": table.state, "to": after}
 
 
 @state.command(epilog=EXIT_CODES_HELP)
-@_pipeline
+@_which
 @command_options()
-def show(run: Run, pipeline_id: int | None, slot: str | None, store: str | None) -> int:
+def show(run: Run, which: _Which) -> int:
     """Show where the pipeline is and how its tables stand.
 
     Exit code 1 when there is no state, or a table is errored.
@@ -92,7 +175,7 @@ def show(run: Run, pipeline_id: int | None, slot: str | None, store: str | None)
     \b
     Example: pgrepl state show --json
     """
-    opened = _open(run, pipeline_id, slot, store)
+    opened = which.open(run)
     overview = opened.overview()
     document = {
         "pipeline_id": overview.pipeline_id,
@@ -101,7 +184,8 @@ def show(run: Run, pipeline_id: int | None, slot: str | None, store: str | None)
         "system_identifier": overview.system_identifier,
         "timeline": overview.timeline,
         "position": str(overview.position) if overview.position is not None else None,
-        "updated_at": overview.updated_at,
+        "updated_at": _moment(overview.updated_at),
+        "age_seconds": _seconds(overview.age),
         "tables": [
             {
                 "schema": table.schema,
@@ -110,7 +194,8 @@ def show(run: Run, pipeline_id: int | None, slot: str | None, store: str | None)
                 "state": table.state,
                 "lsn": table.lsn,
                 "reason": table.reason,
-                "since": table.since,
+                "since": _moment(table.since),
+                "age_seconds": _seconds(table.age),
             }
             for table in overview.tables
         ],
@@ -120,12 +205,21 @@ def show(run: Run, pipeline_id: int | None, slot: str | None, store: str | None)
         from rich import box
         from rich.table import Table
 
-        position = overview.position if overview.position is not None else "no position of pgrepl's"
-        drawn = Table(
-            "table", "state", "since", "", box=box.SIMPLE_HEAD, title=f"pipeline {overview.pipeline_id}, {position}"
-        )
+        from pgrepl.units import duration_text
+
+        position = "no position of pgrepl's"
+        if overview.position is not None and overview.age is not None:
+            position = f"position {overview.position}, stored {duration_text(overview.age)} ago"
+        title = f"pipeline {overview.pipeline_id}, {position}"
+        drawn = Table("table", "state", "since", "age", "", box=box.SIMPLE_HEAD, title=title)
         for table in overview.tables:
-            drawn.add_row(table.qualified, table.state, table.since[:19], table.reason or table.lsn or "")
+            drawn.add_row(
+                table.qualified,
+                table.state,
+                _shown(table.since),
+                duration_text(table.age),
+                table.reason or table.lsn or "",
+            )
         return drawn
 
     output.emit(document, output_format=run.output_format, color=run.color, table=draw)
@@ -135,16 +229,16 @@ def show(run: Run, pipeline_id: int | None, slot: str | None, store: str | None)
 
 @state.command(epilog=EXIT_CODES_HELP)
 @click.argument("table", metavar="TABLE")
-@_pipeline
+@_which
 @command_options()
-def history(run: Run, table: str, pipeline_id: int | None, slot: str | None, store: str | None) -> int:
+def history(run: Run, table: str, which: _Which) -> int:
     """Show every state that a table has been in, the newest first. TABLE is schema.table or an OID.
 
     \b
     Example: pgrepl state history public.orders
     """
-    opened = _open(run, pipeline_id, slot, store)
-    rows = opened.history(opened.find(table))
+    opened = which.open(run)
+    rows = opened.history(opened.find(table).oid)
     document = [_document(row) for row in rows]
 
     def draw() -> Table:
@@ -153,7 +247,7 @@ def history(run: Run, table: str, pipeline_id: int | None, slot: str | None, sto
 
         drawn = Table("id", "state", "current", "since", "metadata", box=box.SIMPLE_HEAD)
         for row in rows:
-            drawn.add_row(str(row.id), row.state, "*" if row.is_current else "", row.created_at[:19], row.metadata)
+            drawn.add_row(str(row.id), row.state, "*" if row.is_current else "", _shown(row.created_at), row.metadata)
         return drawn
 
     output.emit(document, output_format=run.output_format, color=run.color, table=draw)
@@ -169,62 +263,41 @@ def _document(row: TableHistory) -> dict[str, Any]:
         "metadata": json.loads(row.metadata),
         "prev": row.prev,
         "is_current": row.is_current,
-        "created_at": row.created_at,
+        "created_at": _moment(row.created_at),
     }
 
 
 @state.command(epilog=EXIT_CODES_HELP)
 @click.argument("table", metavar="TABLE")
-@_pipeline
-@_writing
-@command_options(formats=False)
-def rollback(
-    run: Run,
-    table: str,
-    pipeline_id: int | None,
-    slot: str | None,
-    store: str | None,
-    dry_run: bool,
-    yes: bool,
-    force: bool,
-) -> int:
+@_which
+@_writes(forced=True)
+@command_options()
+def rollback(run: Run, table: str, which: _Which, consent: _Consent) -> int:
     """Take a table back to the state before its current one, which is forgotten. TABLE is schema.table or an OID.
 
     \b
     Example: pgrepl state rollback public.orders
     """
-    opened = _open(run, pipeline_id, slot, store)
-    oid = opened.find(table)
-    rows = opened.history(oid)
+    opened = which.open(run)
+    found = opened.find(table)
+    rows = opened.history(found.oid)
     before = next((row for row in rows if row.id == rows[0].prev), None)
     if before is None:
         raise OperationError(f"{table} has no state before {rows[0].state}")
-    _consent(
-        run, opened, f"{table}: from {rows[0].state} back to {before.state}", dry_run=dry_run, yes=yes, force=force
-    )
-    if not dry_run:
-        opened.rollback(oid)
+    consent.get(run, opened, f"{table}: from {rows[0].state} back to {before.state}")
+    if not consent.dry_run:
+        opened.rollback(found.oid)
         run.report.notice(f"{table} is {before.state} again")
-    return ExitCode.OK
+    return _report(run, opened, "rollback", consent, tables=[_change(found, before.state)])
 
 
 @state.command(epilog=EXIT_CODES_HELP)
 @click.argument("tables", metavar="TABLE…", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every table, and the position: the next run begins anew.")
-@_pipeline
-@_writing
-@command_options(formats=False)
-def reset(
-    run: Run,
-    tables: tuple[str, ...],
-    everything: bool,
-    pipeline_id: int | None,
-    slot: str | None,
-    store: str | None,
-    dry_run: bool,
-    yes: bool,
-    force: bool,
-) -> int:
+@_which
+@_writes(forced=True)
+@command_options()
+def reset(run: Run, tables: tuple[str, ...], everything: bool, which: _Which, consent: _Consent) -> int:
     """Make tables be copied again by the next run. TABLE is schema.table or an OID.
 
     With --all the position goes too, so a slot that is lost or gone can be made anew.
@@ -235,37 +308,22 @@ def reset(
     """
     if everything == bool(tables):
         raise click.UsageError("name tables, or say --all")
-    opened = _open(run, pipeline_id, slot, store)
-    known = {table.oid: table.qualified for table in opened.overview().tables}
-    oids = list(known) if everything else [opened.find(table) for table in tables]
-    what = ", ".join(known[oid] for oid in oids) or "no table"
-    _consent(
-        run,
-        opened,
-        f"copied again: {what}" + ("; the position is forgotten" if everything else ""),
-        dry_run=dry_run,
-        yes=yes,
-        force=force,
-    )
-    if not dry_run:
-        opened.reset(oids, position_too=everything)
+    opened = which.open(run)
+    chosen = opened.overview().tables if everything else [opened.find(table) for table in tables]
+    what = ", ".join(table.qualified for table in chosen) or "no table"
+    consent.get(run, opened, f"copied again: {what}" + ("; the position is forgotten" if everything else ""))
+    if not consent.dry_run:
+        opened.reset([table.oid for table in chosen], position_too=everything)
         run.report.notice(f"reset: {what}")
-    return ExitCode.OK
+    changes = [_change(table, "init") for table in chosen]
+    return _report(run, opened, "reset", consent, tables=changes, position_forgotten=everything)
 
 
 @state.command(epilog=EXIT_CODES_HELP)
-@_pipeline
-@_writing
-@command_options(formats=False)
-def adopt(
-    run: Run,
-    pipeline_id: int | None,
-    slot: str | None,
-    store: str | None,
-    dry_run: bool,
-    yes: bool,
-    force: bool,
-) -> int:
+@_which
+@_writes(forced=True)
+@command_options()
+def adopt(run: Run, which: _Which, consent: _Consent) -> int:
     """Take the state for that of the server as it is now, after pg_upgrade, a restore or a failover.
 
     The position and the slot are shown first: whether they belong to this server's history only a person can tell.
@@ -273,31 +331,38 @@ def adopt(
     \b
     Example: pgrepl state adopt
     """
-    opened = _open(run, pipeline_id, slot, store)
+    opened = which.open(run)
     before = opened.overview()
     if before.position is None:
         raise OperationError(f"pipeline {before.pipeline_id} has no position of pgrepl's, so there is nothing to adopt")
     now = opened.server_identity()
-    _consent(
+    consent.get(
         run,
         opened,
         f"position {before.position} of slot {before.slot}: from server {before.system_identifier}, timeline"
         f" {before.timeline}, to server {now[0]}, timeline {now[1]}",
-        dry_run=dry_run,
-        yes=yes,
-        force=force,
     )
-    if not dry_run:
+    if not consent.dry_run:
         opened.adopt(*now)
         run.report.notice(f"the state belongs to server {now[0]}, timeline {now[1]}, now")
-    return ExitCode.OK
+    return _report(
+        run,
+        opened,
+        "adopt",
+        consent,
+        position=str(before.position),
+        **{
+            "from": {"system_identifier": before.system_identifier, "timeline": before.timeline},
+            "to": {"system_identifier": now[0], "timeline": now[1]},
+        },
+    )
 
 
 @state.command(epilog=EXIT_CODES_HELP)
-@_pipeline
-@_asking
-@command_options(formats=False)
-def release(run: Run, pipeline_id: int | None, slot: str | None, store: str | None, dry_run: bool, yes: bool) -> int:
+@_which
+@_writes(forced=False)
+@command_options()
+def release(run: Run, which: _Which, consent: _Consent) -> int:
     """Leave the slot where supabase/etl reads it right, before that tool goes on with the pipeline.
 
     It reads a slot from one byte further on, and would miss a transaction that commits exactly where the slot stands. A
@@ -309,35 +374,21 @@ def release(run: Run, pipeline_id: int | None, slot: str | None, store: str | No
     from pgrepl import connection
     from pgrepl.engine.release import release as release_slot
 
-    opened = _open(run, pipeline_id, slot, store)
+    opened = which.open(run)
     before = opened.overview()
     if before.position is None:
         raise OperationError(f"pipeline {before.pipeline_id} has no position of pgrepl's, so there is nothing to leave")
-    what = f"slot {before.slot} is released at position {before.position}"
-    _consent(run, opened, what, dry_run=dry_run, yes=yes, force=None)
-    if not dry_run:
+    consent.get(run, opened, f"slot {before.slot} is released at position {before.position}")
+    released_at = None
+    if not consent.dry_run:
         with connection.connect(run.target, "pgrepl state") as conn:
-            at = release_slot(conn, before.slot, before.position, before.publications, opened.position)
-        run.report.notice(f"slot {before.slot} stands at {at}: supabase/etl can go on from there")
-    return ExitCode.OK
-
-
-def _consent(run: Run, store: PostgresStore, what: str, *, dry_run: bool, yes: bool, force: bool | None) -> None:
-    """Say what is about to be written, and ask.
-
-    Raises OperationError while the slot is active, unless ``force``; None is for a command that cannot be forced.
-    """
-    import sys
-
-    active = store.slot_is_active()
-    if active and not force:
-        raise OperationError(
-            f"the slot {store.slot} is active: a running pipeline would not notice",
-            hint="stop it first" if force is None else "stop it first, or --force",
-        )
-    run.report.notice(what)
-    if dry_run or yes:
-        return
-    if not sys.stdin.isatty():
-        raise InputError("this writes state, and there is no terminal to ask on", hint="--yes goes on without asking")
-    click.confirm("Go on?", abort=True, err=True)
+            released_at = release_slot(conn, before.slot, before.position, before.publications, opened.position)
+        run.report.notice(f"slot {before.slot} stands at {released_at}: supabase/etl can go on from there")
+    return _report(
+        run,
+        opened,
+        "release",
+        consent,
+        position=str(before.position),
+        released_at=None if released_at is None else str(released_at),
+    )

@@ -240,7 +240,7 @@ def tail(
         snapshot=snapshot,  # type: ignore[arg-type]
         transactions=transactions,
         limit=limit,
-        exact_limit=output is None,
+        exact_limit=output is None and store == "memory",
         until=until,  # type: ignore[arg-type]
         duration=duration,
         slot=_slot(target, store, slot, pipeline_id),
@@ -365,13 +365,13 @@ def _store(target: ConnectionTarget, store: str, pipeline_id: int | None) -> Sto
 
 
 def _sink(path: str | None, existing: Existing, interval: float) -> Sink:
-    from pgrepl.sinks.file import FileSink
-    from pgrepl.sinks.stdout import StdoutSink
+    from pgrepl.sinks.opening import open_output
+    from pgrepl.sinks.stream import StreamSink
 
     if path is None:
         sys.stdout.flush()
-        return StdoutSink(sys.stdout.fileno())
-    return FileSink(path, existing=existing, interval=interval)
+        return StreamSink(sys.stdout.fileno())
+    return open_output(path, existing=existing, interval=interval)
 
 
 def _format(name: str, color: str) -> Format:

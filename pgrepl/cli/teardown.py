@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import click
 
 from pgrepl.cli.completion import complete_publications
 from pgrepl.cli.diagnostics import EXIT_CODES_HELP, ExitCode
 from pgrepl.cli.options import DURATION, Run, command_options
-from pgrepl.errors import InputError, OperationError
+from pgrepl.errors import InputError, OperationError, PgreplError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgrepl.provision import Plan
 
 
 @click.command(epilog=EXIT_CODES_HELP)
@@ -18,7 +26,16 @@ from pgrepl.errors import InputError, OperationError
 @click.option(
     "--all", "everything", is_flag=True, help="Take the tables and functions of schema etl away, of everybody."
 )
-@click.option("--state-table", metavar="NAME", help="The table of bookmarks; default: faucet_state.")
+@click.option(
+    "--state-dsn",
+    metavar="DSN",
+    help="The database of the bookmarks; default: the configured one, else the same.  [env: PGREPL_STATE_DSN]",
+)
+@click.option(
+    "--state-table",
+    metavar="NAME",
+    help="The table of bookmarks; default: the configured one, else faucet_state.  [env: PGREPL_STATE_TABLE]",
+)
 @click.option("--lock-timeout", type=DURATION, default="5s", show_default=True, help="Wait no longer for a lock.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed without a terminal.")
@@ -28,6 +45,7 @@ def teardown(
     publication: str | None,
     role: str | None,
     everything: bool,
+    state_dsn: str | None,
     state_table: str | None,
     lock_timeout: float,
     dry_run: bool,
@@ -42,7 +60,7 @@ def teardown(
     Example: pgrepl teardown orders_pub --role cdc --all
     """
     from pgrepl import connection, provision
-    from pgrepl.cli import plans
+    from pgrepl.cli import plans as plans_output
     from pgrepl.names import pipeline_id
     from pgrepl.stores.tables import check_bookmarks_name
 
@@ -51,27 +69,53 @@ def teardown(
             "what is dropped cannot be had back, and there is no terminal to ask on", hint="give --yes, or --dry-run"
         )
     name = run.publication(publication) or provision.DEFAULT_PUBLICATION
-    table = check_bookmarks_name(provision.DEFAULT_BOOKMARKS if state_table is None else state_table)
-    with connection.connect(run.target, "pgrepl teardown") as conn:
-        pipeline = pipeline_id(run.target.pipeline_host(), conn.info.dbname)
-        unwanted = provision.Unwanted(name, pipeline, role=role, everything=everything, state_table=table)
-        plan = provision.plan_teardown(conn, unwanted)
-        if not dry_run and plan.has_work:
+    pipeline = run.pipeline(state_table=state_table)
+    table = check_bookmarks_name(pipeline.state_table)
+    # What is configured for bookmarks counts unless another store is configured; there is no --store to say so here.
+    elsewhere = state_dsn is not None or pipeline.store in (None, "bookmarks")
+    target = run.state_target(state_dsn) if elsewhere else None
+    with ExitStack() as connections:
+        conn = connections.enter_context(connection.connect(run.target, "pgrepl teardown"))
+        state = connections.enter_context(connection.connect(target, "pgrepl teardown")) if target else None
+        own = pipeline_id(run.target.pipeline_host(), conn.info.dbname)
+        unwanted = provision.Unwanted(name, own, role=role, everything=everything, state_table=table)
+        plans = provision.plan_teardown(conn, unwanted, state)
+        if not dry_run and any(plan.has_work for plan in plans):
             if not yes:
-                plans.preview(run, [plan])
+                plans_output.preview(run, plans)
                 typed = click.prompt(f"Type {name} to go on", default="", show_default=False, err=True)
                 if typed.strip() != name:
                     raise OperationError("not confirmed, nothing was changed")
-            plan = provision.apply(conn, plan, lock_timeout=lock_timeout)
-    plans.show(run, [plan], lock_timeout if dry_run else None)
-    for note in plan.notes:
-        run.report.warning(note.text, hint=note.hint)
-    if plan.left_out:
+            plans = _apply(run, [conn] if len(plans) == 1 or state is None else [state, conn], plans, lock_timeout)
+    plans_output.show(run, plans, lock_timeout if dry_run else None)
+    for plan in plans:
+        for note in plan.notes:
+            run.report.warning(note.text, hint=note.hint)
+        for step in plan.skipped:
+            run.report.warning(f"{step.name} {step.object} {step.summary}")
+    if any(plan.left_out for plan in plans):
         run.report.warning(
             "what the connected role may not do is left",
             hint="have the script run by psql as a superuser, then run teardown again",
         )
         return ExitCode.FINDINGS
-    if not plan.steps:
+    if not any(plan.steps for plan in plans):
         run.report.notice("nothing to do")
     return ExitCode.OK
+
+
+def _apply(
+    run: Run, connections: Sequence[psycopg.Connection], plans: Sequence[Plan], lock_timeout: float
+) -> tuple[Plan, ...]:
+    """Run each plan in its database; the first stands when the second fails."""
+    from pgrepl import provision
+
+    done: list[Plan] = []
+    try:
+        for conn, plan in zip(connections, plans, strict=True):
+            done.append(provision.apply(conn, plan, lock_timeout=lock_timeout))
+    except PgreplError:
+        for plan in done:
+            run.report.warning(f"what was to go in database {plan.database} is gone", hint="run teardown again")
+        raise
+    return tuple(done)

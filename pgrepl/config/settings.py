@@ -130,6 +130,10 @@ class Config:
             hint=f"it has: {self._names()}" if self.databases else "write a [[databases]] entry, or use --dsn",
         )
 
+    def origin(self, key: str) -> str:
+        """Say where the value of a key comes from: ``FILE:LINE``, a variable, or ``default``."""
+        return next((setting.origin for setting in self.settings if setting.key == key), DEFAULT)
+
     def _place(self) -> str:
         return str(self.path) if self.path else "the configuration: there is no configuration file"
 

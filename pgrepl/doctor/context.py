@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 SAMPLE_SECONDS = 0.5
 
 
+_CLOSED_SCHEMAS = """
+SELECT n.nspname::text FROM pg_catalog.pg_namespace n
+WHERE n.nspname = ANY (%s) AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+"""
 # What the checks read of pg_settings.
 SETTINGS = (
     "fsync",
@@ -209,6 +213,20 @@ class Context:
         return tuple(
             Fix("sql", f"GRANT EXECUTE ON FUNCTION pg_catalog.{name}() TO {quote_ident(self.server.user)};")
             for name in ("pg_control_system", "pg_control_checkpoint")
+        )
+
+    def let_read(self, tables: Iterable[str]) -> tuple[Fix, ...]:
+        """Let the connected role read tables of state, given as ``schema.table``: no name of theirs needs quotes.
+
+        One statement for each, so that checks which need the same ask for it in the same words; USAGE where it is
+        missing.
+        """
+        names, user = list(tables), quote_ident(self.server.user)
+        schemas = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        closed = [schema for (schema,) in self.conn.execute(_CLOSED_SCHEMAS, [schemas])]
+        return (
+            *(Fix("sql", f"GRANT USAGE ON SCHEMA {schema} TO {user};") for schema in closed),
+            *(Fix("sql", f"GRANT SELECT ON {name} TO {user};") for name in names),
         )
 
     def let_see(self, monitor: str) -> tuple[Fix, ...]:

@@ -24,6 +24,7 @@ from pgrepl.engine.core import (
     Forget,
     HandOver,
     MarkCopying,
+    Phase,
     StoreCaughtUp,
     StorePosition,
     StoreReady,
@@ -36,7 +37,6 @@ from pgrepl.engine.starting import Beginning
 from pgrepl.engine.streamed import StreamedTransactions
 from pgrepl.engine.versions import Versions
 from pgrepl.errors import InputError
-from pgrepl.events import Event
 from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.decoder import decode
@@ -219,13 +219,16 @@ class Applier:
             self._output.boundary(self._core.done)
         self._progress.position = self._core.done
 
-    def _row_printed(self, _event: Event) -> None:
+    def _row_printed(self) -> None:
         self._progress.rows += 1
+        self._check_limit()
+
+    def _check_limit(self) -> None:
         limit = self._options.limit
         if limit is not None and self._progress.rows >= limit:
             if self._options.exact_limit:
                 raise End("limit")
-            self._finish = "limit"
+            self._finish = self._finish or "limit"
 
     # Copies.
 
@@ -291,16 +294,25 @@ class Applier:
 
     def _rows(self, lines: bytes, count: int) -> None:
         limit = self._options.limit
-        if limit is not None and self._progress.rows + count >= limit:
-            wanted = limit - self._progress.rows
-            kept = b"".join(lines.splitlines(keepends=True)[:wanted])
-            self._output.add(kept)
-            self._progress.rows += wanted
-            raise End("limit")
+        if limit is not None and self._progress.rows + count > limit:
+            count = max(0, limit - self._progress.rows)
+            lines = b"".join(lines.splitlines(keepends=True)[:count])
         self._output.add(lines)
         self._progress.rows += count
         self._progress.rows_copied += count
-        self._run.check_end()
+        self._check_limit()
+        self.end_between()
+        if self._finish is not None:
+            self._give_up_copies()
+
+    def _give_up_copies(self) -> None:
+        """Print no more rows of copies: the run ends with the transaction that is open.
+
+        They are stored as being copied, so the next run begins them again.
+        """
+        for oid, state in tuple(self._core.tables.items()):
+            if state.phase is Phase.DATA_SYNC and not state.copied:
+                self.perform(self._core.copy_failed(oid, state.copy))
 
     def _expect(self, tables: Sequence[PublishedTable]) -> None:
         if tables:

@@ -198,6 +198,8 @@ class Copier:
         self._snapshots: set[Snapshot] = set()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
+        # The connections of a fresh start, which may be refused before it is run.
+        self._fresh = ExitStack()
 
     def prepare(
         self,
@@ -246,6 +248,8 @@ class Copier:
         except BaseException:
             resources.close()
             raise
+        if wanted is None:
+            self._fresh = resources
         if reason is not None:
             self._warn(f"copying with {len(workers)} of {self._jobs} workers: {one_line(reason)}")
         return Prepared(snapshot_lsn, workers, tables, refused, known, resources)
@@ -277,6 +281,7 @@ class Copier:
                 snapshot.cancel()
         for thread in self._threads:
             thread.join(10)
+        self._fresh.close()
 
     def _spawn(self, oids: tuple[int, ...], number: int, work: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]

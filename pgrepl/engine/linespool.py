@@ -41,9 +41,9 @@ class LineSpool:
         """Whether no more should be put in until a copy ends."""
         return self._spool.full
 
-    def append(self, table: int, commit_lsn: Lsn, line: bytes) -> None:
-        """Keep a line."""
-        self._spool.append(table, line, order=commit_lsn)
+    def append(self, table: int, commit_lsn: Lsn, line: bytes, *, rows: int = 0) -> None:
+        """Keep a line, which is that of so many row events."""
+        self._spool.append(table, line, order=commit_lsn, start=rows)
 
     def drop(self, table: int, before: Lsn | None) -> None:
         """Forget the lines and definitions of transactions with ``commit_lsn < before``, or all."""
@@ -66,10 +66,13 @@ class LineSpool:
         for entry in self._spool.take(_definitions(table)):
             yield Lsn(entry.start), entry.payload
 
-    def entries(self, table: int) -> Iterator[tuple[int | None, bytes]]:
-        """Give the numbers of versions and the lines (with None) in order, and let go of them on the way."""
+    def entries(self, table: int) -> Iterator[tuple[int, bytes]]:
+        """Give what was kept in order, and let go of it on the way.
+
+        A line comes with how many row events it is, the number of a version with no line.
+        """
         for entry in self._spool.take(table):
-            yield (None if entry.payload else entry.start), entry.payload
+            yield entry.start, entry.payload
 
     def clear(self) -> None:
         """Forget everything."""

@@ -20,11 +20,11 @@ from pgrepl.lsn import Lsn
 class LineSpool(Protocol):
     """Lines of tables that are being copied, in order."""
 
-    def append(self, table: int, commit_lsn: Lsn, line: bytes) -> None: ...
+    def append(self, table: int, commit_lsn: Lsn, line: bytes, *, rows: int = 0) -> None: ...
 
     def append_version(self, table: int, commit_lsn: Lsn, number: int) -> None: ...
 
-    def entries(self, table: int) -> Iterator[tuple[int | None, bytes]]: ...
+    def entries(self, table: int) -> Iterator[tuple[int, bytes]]: ...
 
 
 class _Frame:
@@ -42,7 +42,7 @@ class Router:
     """Send the events of one transaction after the other where they belong.
 
     ``versions`` knows what the output was told of each table. ``frames`` asks for Begin and Commit around what is
-    printed. ``printed`` is told of each row event that is printed.
+    printed. ``printed`` is called after each row event that is printed, from the spool too, and may end the run.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Router:
         versions: Versions,
         *,
         frames: bool,
-        printed: Callable[[Event], None],
+        printed: Callable[[], None],
     ) -> None:
         self._core = core
         self._output = output
@@ -98,7 +98,7 @@ class Router:
                     self._tell(event.table, event.transaction, event.seq)
                     self._main.rows += 1
                     self._output.emit(event)
-                    self._printed(event)
+                    self._printed()
                 elif decision is Decision.SPOOL:
                     self._to_spool(event.table, event)
             case events.Truncate(tables):
@@ -169,16 +169,20 @@ class Router:
         frame.rows += 1
         line = self._output.format(event)
         if line:
-            self._spool.append(table.oid, transaction.commit_lsn, line)
+            # TRUNCATE is not one.
+            rows = 0 if isinstance(event, events.Truncate) else 1
+            self._spool.append(table.oid, transaction.commit_lsn, line, rows=rows)
 
     def hand_over(self, table: int) -> None:
         """Print what was spooled of a table."""
         versions = self._spooled_versions.pop(table, [])
         for number, line in self._spool.entries(table):
-            if number is None:
-                self._output.add(line)
-            else:
+            if not line:
                 self._tell(*versions[number])
+                continue
+            self._output.add(line)
+            if number:
+                self._printed()
             if self._output.full:
                 self._output.write()
 

@@ -2,6 +2,7 @@
 
 from pgrepl.provision.apply import DEFAULT_LOCK_TIMEOUT, apply
 from pgrepl.provision.checks import check_version
+from pgrepl.provision.inventory import is_same_database
 from pgrepl.provision.membership import find_publication, plan_add, plan_create, plan_remove
 from pgrepl.provision.plan import plan, plan_bookmarks
 from pgrepl.provision.script import dry_run_script, needs_script
@@ -25,6 +26,7 @@ __all__ = [
     "check_version",
     "dry_run_script",
     "find_publication",
+    "is_same_database",
     "needs_script",
     "plan",
     "plan_add",

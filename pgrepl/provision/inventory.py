@@ -77,6 +77,33 @@ def session(conn: psycopg.Connection) -> Session:
     return Session(*row, *(found or (None, False)), *[provider.traces(conn).managed])
 
 
+_WHERE = """
+SELECT d.oid, d.datname::text, pg_postmaster_start_time()::text
+FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A database, and by the moment at which it started its server, which everybody may see."""
+
+    database_oid: int
+    database: str
+    server: str
+
+
+def place(conn: psycopg.Connection) -> Place:
+    """Read which database this is: two connection strings may mean the same one."""
+    row = conn.execute(_WHERE).fetchone()
+    assert row is not None
+    return Place(*row)
+
+
+def is_same_database(one: psycopg.Connection, other: psycopg.Connection) -> bool:
+    """Whether two connections lead to the same database, whatever their connection strings say."""
+    return place(one) == place(other)
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """A permanent table that can be published; a partition knows the table that it is a part of in ``parent``.

@@ -22,7 +22,8 @@ def needs_script(*plans: Plan) -> str | None:
 def dry_run_script(*plans: Plan, lock_timeout: float) -> str:
     """Write what ``apply`` would run, to the same effect but for passwords, which are a comment at the end.
 
-    What the connected role may not do follows as a comment, so that the same role can run the whole.
+    What stays, and why, is a comment. What the connected role may not do follows as one, too, so that the same role can
+    run the whole.
     """
     scripts = []
     for plan in plans:
@@ -31,6 +32,8 @@ def dry_run_script(*plans: Plan, lock_timeout: float) -> str:
             title = f"what {plan.command} would run in database {plan.database}"
             scripts.append(_elsewhere(plan) + _transaction(planned, title, lock_timeout))
     script = "\n".join(scripts) or "-- nothing to do\n"
+    for step in (step for plan in plans for step in plan.skipped):
+        script += comment(f"{step.name} {step.object} {step.summary}") + "\n"
     needs = needs_script(*plans)
     return script + (comment(needs) + "\n" if needs else "")
 

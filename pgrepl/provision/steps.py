@@ -66,7 +66,7 @@ class Plan:
     """What ``command`` found in ``database`` and what it would do, in the order in which it would do it.
 
     ``system_identifier`` is the server's, None where the connected role may not see it. ``address`` is host and port of
-    a database other than the one that setup is for.
+    the database where psql has to be told to go there.
     """
 
     database: str
@@ -92,3 +92,8 @@ class Plan:
     def left_out(self) -> tuple[Step, ...]:
         """The steps that somebody with more privileges must run."""
         return tuple(step for step in self.steps if step.status == "needs_superuser")
+
+    @property
+    def skipped(self) -> tuple[Step, ...]:
+        """The steps that are not taken; the summary says why."""
+        return tuple(step for step in self.steps if step.status == "skipped")

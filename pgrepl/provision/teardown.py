@@ -32,7 +32,7 @@ class Unwanted:
     """What is to go: a publication, its pipeline's slots and state, and the role if one is named.
 
     ``pipeline_id`` is that of the database, unsigned. ``everything`` takes the state's tables and functions along, of
-    all pipelines of the database. ``state_table`` is where bookmarks are.
+    all pipelines of the database. ``state_table`` is where bookmarks are, in this database or another.
     """
 
     publication: str
@@ -107,40 +107,53 @@ WHERE n.nspname = %s AND c.relname = %s AND c.relkind = 'r'
 _PUBLICATION = "SELECT p.oid, pg_has_role(p.pubowner, 'USAGE') FROM pg_catalog.pg_publication p WHERE p.pubname = %s"
 
 
-def plan_teardown(conn: psycopg.Connection, unwanted: Unwanted) -> Plan:
+def plan_teardown(
+    conn: psycopg.Connection, unwanted: Unwanted, state: psycopg.Connection | None = None
+) -> tuple[Plan, ...]:
     """Find out what is there to go, and what of that the connected role may take away.
 
-    Slots go last, since their end cannot be rolled back. Raises OperationError for a slot that is in use.
+    ``state`` is the connection to the database of the bookmarks where that is another one. The plans are in the order
+    in which they are to be run: what the role has there goes before the role. Slots go last, since their end cannot be
+    rolled back. Raises OperationError for a slot that is in use.
     """
     session = inventory.session(conn)
     notes: list[Note] = []
     publication = conn.execute(_PUBLICATION, [unwanted.publication]).fetchone()
-    state = _state_tables(conn, session)
-    pipelines, named = _pipelines(conn, unwanted, state)
+    tables_of_state = _state_tables(conn, session)
+    pipelines, named = _pipelines(conn, unwanted, tables_of_state)
     going = _slots(conn, session, unwanted, pipelines, named)
+    slot_names = {*named, *(slot.name for slot in going)}
     acting = member(conn, session, unwanted.role, comes=True)
     dropped: set[int] = set() if publication is None else {publication[0]}
     if unwanted.everything:
         steps = _etl_objects(conn, session, acting, dropped, notes)
     else:
-        steps = _etl_rows(conn, pipelines, state)
-    slot_names = {*named, *(slot.name for slot in going)}
-    steps += _bookmarks(conn, unwanted, slot_names, dropped)
+        steps = _etl_rows(conn, pipelines, tables_of_state)
+    here = inventory.place(conn)
+    if state is not None and inventory.is_same_database(conn, state):
+        state = None
+    elsewhere = None if state is None else _elsewhere(state, unwanted, slot_names)
+    if elsewhere is None:
+        steps += _bookmarks(conn, unwanted, slot_names, dropped)
+    why_not: list[str] = []
     if unwanted.role is not None:
         covered = publications.published_tables(conn, [unwanted.publication]) if publication else []
-        revokes, leaves, why_not = _role(conn, session, unwanted, {table.oid for table in covered}, dropped)
+        same_server = elsewhere if elsewhere and elsewhere.place.server == here.server else None
+        published = {table.oid for table in covered}
+        revokes, leaves, why_not = _role(conn, session, unwanted, published, dropped, same_server)
         steps += revokes
     if publication is not None:
         drop = Statement(f"DROP PUBLICATION {quote_ident(unwanted.publication)}")
         steps.append(
             _step("publication", session.superuser or publication[1], unwanted.publication, "is dropped", drop)
         )
+    first = () if elsewhere is None else (*elsewhere.steps, *(() if why_not else elsewhere.revokes))
     if unwanted.role is not None:
         if why_not:
             steps.append(Step("role", "skipped", unwanted.role, f"stays: {'; '.join(why_not)}"))
         elif leaves is not None:
             # Whoever ends the role must have ended its privileges before.
-            may = leaves and not any(step.status == "needs_superuser" for step in steps)
+            may = leaves and not any(step.status == "needs_superuser" for step in (*first, *steps))
             drop = Statement(f"DROP ROLE {quote_ident(unwanted.role)}")
             steps.append(_step("role", may, unwanted.role, "is dropped", drop))
     for slot in going:
@@ -150,7 +163,16 @@ def plan_teardown(conn: psycopg.Connection, unwanted: Unwanted) -> Plan:
         connected = roles.can_replicate(conn)
         may = connected is not None and connected.can_replicate
         steps.append(_step("slot", may, slot.name, f"is dropped{lost}", drop))
-    return Plan(session.database, tuple(steps), tuple(notes), command="teardown")
+    if state is None or elsewhere is None:
+        return (Plan(session.database, tuple(steps), tuple(notes), command="teardown"),)
+    return (
+        Plan(elsewhere.place.database, first, address=_address(state), command="teardown"),
+        Plan(session.database, tuple(steps), tuple(notes), address=_address(conn), command="teardown"),
+    )
+
+
+def _address(conn: psycopg.Connection) -> tuple[str, int]:
+    return conn.info.host, conn.info.port
 
 
 def _step(name: StepName, may: bool, where: str, summary: str, *statements: Statement) -> Step:
@@ -261,10 +283,12 @@ def _etl_objects(
 
 def _bookmarks(conn: psycopg.Connection, unwanted: Unwanted, slot_names: set[str], dropped: set[int]) -> list[Step]:
     found = conn.execute(_BOOKMARKS, [tables.BOOKMARKS_SCHEMA, unwanted.state_table]).fetchone()
-    if found is None or not found[2]:
+    if found is None:
         return []
-    oid, owned, _, deletable = found
+    oid, owned, readable, deletable = found
     label = f"{tables.BOOKMARKS_SCHEMA}.{unwanted.state_table}"
+    if not readable:
+        return [Step("state", "skipped", label, "stays: the connected role may not read it")]
     qualified = tables.qualified_bookmarks(unwanted.state_table)
     keys = sorted(f"pgrepl::{name}" for name in slot_names)
     query = f"SELECT count(*) FILTER (WHERE key = ANY (%s)), count(*) FROM {qualified}"  # noqa: S608
@@ -273,12 +297,49 @@ def _bookmarks(conn: psycopg.Connection, unwanted: Unwanted, slot_names: set[str
     if unwanted.everything and ours == total:
         dropped.add(oid)
         return [_step("state", owned, label, "table of bookmarks", Statement(f"DROP TABLE {qualified}"))]
-    if not ours:
-        return []
-    # A slot's name has nothing in it that would need quoting.
-    listed = ", ".join(f"'{key}'" for key in keys)
-    delete = Statement(f"DELETE FROM {qualified} WHERE key IN ({listed})")  # noqa: S608
-    return [_step("state", deletable, label, f"{ours} bookmarks of the pipeline", delete)]
+    others = total - ours
+    why = f"it holds {others} bookmark{'s'[: others != 1]} of others" if others else "--all would take it, too"
+    steps = [Step("state", "skipped", label, f"stays: {why}")]
+    if ours:
+        # A slot's name has nothing in it that would need quoting.
+        listed = ", ".join(f"'{key}'" for key in keys)
+        delete = Statement(f"DELETE FROM {qualified} WHERE key IN ({listed})")  # noqa: S608
+        steps.insert(0, _step("state", deletable, label, f"{ours} bookmarks of the pipeline", delete))
+    return steps
+
+
+class _Elsewhere(NamedTuple):
+    """The bookmarks in a database of their own: the steps for them, the revokes if the role goes, why it may not go."""
+
+    place: inventory.Place
+    steps: tuple[Step, ...]
+    revokes: tuple[Step, ...]
+    why: list[str]
+
+
+def _elsewhere(conn: psycopg.Connection, unwanted: Unwanted, slot_names: set[str]) -> _Elsewhere:
+    session, place = inventory.session(conn), inventory.place(conn)
+    dropped: set[int] = set()
+    steps = tuple(_bookmarks(conn, unwanted, slot_names, dropped))
+    found = conn.execute(_ATTRIBUTES, [unwanted.role]).fetchone()
+    if unwanted.role is None or found is None:
+        return _Elsewhere(place, steps, (), [])
+    oid = found[0]
+    privileges = [each for each in _privileges(conn, oid) if each.oid not in dropped and each.kind != "DATABASE"]
+    ours = [each for each in privileges if each.as_setup_grants_for_bookmarks(unwanted.state_table)]
+    others = [each for each in privileges if each not in ours]
+    why = [f"it has {', '.join(each.granted)} on {each.name} in database {place.database}" for each in others]
+    known = {each.oid for each in privileges}
+    for dependency in _dependencies(conn, oid, dropped):
+        if dependency.database_oid != place.database_oid or dependency.objid in dropped or dependency.part:
+            continue
+        if not (dependency.kind == "a" and dependency.objid in known):
+            why.append(f"it owns or may use {dependency.identity} in database {place.database}")
+    revokes = [
+        _step("grant", may, where, summary, statement)
+        for may, where, summary, statement in _revokes(session, unwanted.role, ours, [])
+    ]
+    return _Elsewhere(place, steps, tuple(revokes), list(dict.fromkeys(why)))
 
 
 # Everything that was granted to the role in this database, object by object.
@@ -341,6 +402,30 @@ ORDER BY 2, 6
 """
 
 
+class _Dependency(NamedTuple):
+    """What the server notes of a role: an object of this database, of all of them or, unnamed, of another one.
+
+    ``part`` is whether it belongs to what is dropped. ``kind`` is pg_shdepend's deptype.
+    """
+
+    database_oid: int
+    database: str | None
+    catalog: str
+    objid: int
+    kind: str
+    identity: str | None
+    part: bool
+
+
+def _dependencies(conn: psycopg.Connection, role_oid: int, dropped: set[int]) -> list[_Dependency]:
+    rows = conn.execute(_DEPENDENCIES, {"role": role_oid, "dropped": list(dropped)})
+    return [_Dependency(*row) for row in rows]
+
+
+def _privileges(conn: psycopg.Connection, role_oid: int) -> list[_Privilege]:
+    return [_Privilege(*row) for row in conn.execute(_PRIVILEGES, {"role": role_oid})]
+
+
 class _Privilege(NamedTuple):
     """What the role was granted on one object."""
 
@@ -364,7 +449,7 @@ class _Privilege(NamedTuple):
                 allowed = {"USAGE", "CREATE"} if state else {"USAGE"}
             case "FUNCTION":
                 allowed = {"EXECUTE"} if state else set()
-            case "TABLE" if state or self.name.replace('"', "") == f"{tables.BOOKMARKS_SCHEMA}.{state_table}":
+            case "TABLE" if state or self.is_bookmarks(state_table):
                 allowed = {"SELECT", "INSERT", "UPDATE", "DELETE"}
             case "TABLE":
                 allowed = {"SELECT"} if self.oid in published else set()
@@ -372,11 +457,28 @@ class _Privilege(NamedTuple):
                 allowed = set()
         return self.by_owner and granted <= allowed
 
+    def is_bookmarks(self, table: str) -> bool:
+        """Whether it is on the table of bookmarks, whose name has no quotation mark in it."""
+        return self.kind == "TABLE" and self.name.replace('"', "") == f"{tables.BOOKMARKS_SCHEMA}.{table}"
+
+    def as_setup_grants_for_bookmarks(self, table: str) -> bool:
+        """Whether setup would grant just that, or a part of it, where there is nothing else of the pipeline."""
+        its_schema = self.kind == "SCHEMA" and self.schema == tables.BOOKMARKS_SCHEMA
+        return (self.is_bookmarks(table) or its_schema) and self.as_setup_grants(set(), table)
+
 
 def _role(
-    conn: psycopg.Connection, session: Session, unwanted: Unwanted, published: set[int], dropped: set[int]
+    conn: psycopg.Connection,
+    session: Session,
+    unwanted: Unwanted,
+    published: set[int],
+    dropped: set[int],
+    elsewhere: _Elsewhere | None,
 ) -> tuple[list[Step], bool | None, list[str]]:
-    """The grants that go; whether the connected role may drop the role, None when it is not there; why it must stay."""
+    """The grants that go; whether the connected role may drop the role, None when it is not there; why it must stay.
+
+    ``elsewhere`` is another database of the same server in which all that setup gave the role goes, too.
+    """
     role = unwanted.role
     assert role is not None
     found = conn.execute(_ATTRIBUTES, [role]).fetchone()
@@ -385,11 +487,7 @@ def _role(
     oid, connected, more, admin, groups, members = found
     defaults = conn.execute(_DEFAULTS, [oid]).fetchall()
     future = {schema for _, _, schema, _, granted, _ in defaults if granted == ["SELECT"]}
-    privileges = [
-        privilege
-        for row in conn.execute(_PRIVILEGES, {"role": oid}).fetchall()
-        if (privilege := _Privilege(*row)).oid not in dropped
-    ]
+    privileges = [each for each in _privileges(conn, oid) if each.oid not in dropped]
     # Tables that came after setup have their SELECT from the default privileges.
     readable = published | {
         each.oid for each in privileges if each.kind == "TABLE" and each.schema_oid in future and each.schema
@@ -408,10 +506,11 @@ def _role(
         why.append(f"{', '.join(members)} is a member of it")
     why += [f"it has {', '.join(each.granted)} on {each.name}" for each in others]
     known = {each.oid for each in privileges} | {default[-1] for default in defaults if default[4] == ["SELECT"]}
-    for database_oid, database, catalog, objid, kind, identity, part in conn.execute(
-        _DEPENDENCIES, {"role": oid, "dropped": list(dropped)}
-    ).fetchall():
+    why += elsewhere.why if elsewhere else []
+    for database_oid, database, catalog, objid, kind, identity, part in _dependencies(conn, oid, dropped):
         if objid in dropped or part or (kind == "a" and objid in known):
+            continue
+        if elsewhere and database_oid == elsewhere.place.database_oid:
             continue
         if identity is None and database_oid:
             reason = f"it owns or may use something in database {database}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,6 @@ class FileSink:
         # The sync that failed, until what it may have lost is cut off.
         self._failed: SyncError | None = None
         try:
-            self._regular = not self._path.exists() or self._path.is_file()
             self._fd = self._open()
             # Where in the file the bytes of this run begin.
             self._base = self._size()
@@ -63,12 +63,15 @@ class FileSink:
         """What there is to say about a file that was renamed while nobody wrote to it."""
 
     def _open(self) -> int:
-        # Regular ones are read too, for the sidecar.
-        access = os.O_RDWR if self._regular else os.O_WRONLY
-        return os.open(self._path, access | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        # It is read too, for the sidecar.
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise InputError(f"{self._path} is not a regular file")
+        return fd
 
     def _size(self) -> int:
-        return os.fstat(self._fd).st_size if self._regular else 0
+        return os.fstat(self._fd).st_size
 
     def _inode(self) -> int:
         return os.fstat(self._fd).st_ino
@@ -85,6 +88,12 @@ class FileSink:
         """
         if self._existing == "overwrite":
             self._empty()
+        elif os.path.lexists(sidecar.path_of(self._path)):
+            raise InputError(
+                f"{self._path} is written with a stored state, says {sidecar.path_of(self._path)}: the next run with"
+                " that would cut off what this one appends",
+                hint="write to another file, or begin this one anew with --overwrite",
+            )
         elif self._existing == "refuse" and self._size():
             raise InputError(
                 f"{self._path} is not empty", hint="--append writes on at its end, --overwrite begins it anew"
@@ -96,9 +105,21 @@ class FileSink:
         self._cut(0)
 
     def holds_until(self) -> Lsn:
-        """Up to which position the file, and those that it was before, hold everything; 0/0 for a new one."""
+        """Up to which position the file, and those that it was before, hold everything; 0/0 for a new one.
+
+        Raises InputError for a file that ``adopt`` refuses without knowing the pipeline.
+        """
         found = None if self._existing == "overwrite" else sidecar.read(self._path)
+        if found is None:
+            self._refuse_unknown()
         return Lsn(0) if found is None else found.position
+
+    def _refuse_unknown(self) -> None:
+        if self._existing == "refuse" and self._size():
+            raise InputError(
+                f"{self._path} is not empty and has no sidecar that says what it holds",
+                hint="--append writes on at its end, --overwrite begins it anew",
+            )
 
     def adopt(self, system_identifier: str, slot: str, format_name: str) -> Sidecar:
         """Make the file ready for a run that goes on from a stored state, and give what it holds.
@@ -112,11 +133,7 @@ class FileSink:
             size = 0
         found = sidecar.read(self._path)
         if found is None:
-            if size and self._existing == "refuse":
-                raise InputError(
-                    f"{self._path} is not empty and has no sidecar that says what it holds",
-                    hint="--append writes on at its end, --overwrite begins it anew",
-                )
+            self._refuse_unknown()
             found = Sidecar(size, Lsn(0), system_identifier, slot, format_name)
         else:
             self._check_owner(found, system_identifier, slot, format_name)
@@ -180,9 +197,8 @@ class FileSink:
 
     def _cut(self, size: int) -> None:
         try:
-            if self._regular:
-                os.ftruncate(self._fd, size)
-                os.fsync(self._fd)
+            os.ftruncate(self._fd, size)
+            os.fsync(self._fd)
         except OSError as error:
             raise OutputError(f"cannot truncate {self._path}: {error.strerror}") from None
         self._base = size - self._written
@@ -198,8 +214,6 @@ class FileSink:
         try:
             while self._taken < len(data):
                 self._taken += os.write(self._fd, memoryview(data)[self._taken :])
-        except BrokenPipeError:
-            raise
         except OSError as error:
             self._keep_whole_lines(data)
             raise OutputError(
@@ -217,7 +231,7 @@ class FileSink:
         end = self._base + self._written + self._taken
         surplus = self._taken - (data.rfind(b"\n", 0, self._taken) + 1)
         with contextlib.suppress(OSError):
-            if surplus and self._regular and self._size() == end:
+            if surplus and self._size() == end:
                 os.ftruncate(self._fd, end - surplus)
                 self._taken -= surplus
 
@@ -270,7 +284,7 @@ class FileSink:
         if self._failed is not None:
             raise self._failed
         try:
-            if self._regular and self._dirty:
+            if self._dirty:
                 os.fdatasync(self._fd)
         except OSError as error:
             self._failed = SyncError(
@@ -285,8 +299,6 @@ class FileSink:
         Everything in the old one must be marked. Raises InputError when there is no fit file, and the old one stays.
         """
         self.sync()
-        if not self._regular:
-            return
         try:
             fd = self._open()
         except OSError as error:

@@ -6,11 +6,12 @@ and what it belongs to, stands in ``etl.pgrepl_pipelines``, which other tools ig
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -23,12 +24,14 @@ from pgrepl.conninfo import ConnectionTarget
 from pgrepl.errors import InputError, OperationError, PositionError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
-from pgrepl.names import apply_slot, signed_id, unsigned_id
+from pgrepl.names import apply_slot, quote_ident, signed_id, unsigned_id
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
 from pgrepl.stores.told import from_json, to_json
 
 _STATE_TABLES = ("replication_state", "table_schemas", "table_columns", "destination_tables_metadata")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _NO_SOLUTION = (
     "There is no single prescribed solution for this error. The issue may still be recoverable with manual intervention"
     " based on the specific context."
@@ -37,7 +40,10 @@ _NO_SOLUTION = (
 
 @dataclass(frozen=True)
 class TableOverview:
-    """How a table stands; ``since`` is when that state was stored, ``schema`` empty for a table that is gone."""
+    """How a table stands; ``since`` is when that state was stored, ``schema`` empty for a table that is gone.
+
+    ``age`` is the time since then by the server's clock.
+    """
 
     oid: int
     schema: str
@@ -45,7 +51,8 @@ class TableOverview:
     state: str
     lsn: str | None
     reason: str | None
-    since: str
+    since: datetime
+    age: timedelta
 
     @property
     def qualified(self) -> str:
@@ -55,7 +62,10 @@ class TableOverview:
 
 @dataclass(frozen=True)
 class Overview:
-    """A pipeline; what only pgrepl stores is None for one that it has never run."""
+    """A pipeline; what only pgrepl stores is None for one that it has never run.
+
+    ``age`` is the time since the position was stored, at ``updated_at``, by the server's clock.
+    """
 
     pipeline_id: int
     slot: str
@@ -63,7 +73,8 @@ class Overview:
     system_identifier: str | None
     timeline: int | None
     position: Lsn | None
-    updated_at: str | None
+    updated_at: datetime | None
+    age: timedelta | None
     tables: list[TableOverview]
 
 
@@ -76,7 +87,35 @@ class TableHistory:
     metadata: str
     prev: int | None
     is_current: bool
-    created_at: str
+    created_at: datetime
+
+
+# By OID: by name the look-up itself fails for who lacks USAGE on the schema.
+_REFUSED = """
+SELECT c.relname::text, pg_catalog.pg_get_userbyid(c.relowner)::text,
+       ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) WITH ORDINALITY w (p, place)
+             WHERE NOT has_table_privilege(c.oid, p) ORDER BY place)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'etl' AND c.relname = ANY (%s)
+ORDER BY 2, 1
+"""
+_SCHEMA_REFUSED = """
+SELECT pg_catalog.pg_get_userbyid(n.nspowner)::text FROM pg_catalog.pg_namespace n
+WHERE n.nspname = 'etl' AND NOT has_schema_privilege(n.oid, 'USAGE')
+"""
+
+
+def _says_who_may(method: Callable[Concatenate[PostgresStore, _P], _T]) -> Callable[Concatenate[PostgresStore, _P], _T]:
+    """Have what the role may not do say whose it is, and the GRANT."""
+
+    @functools.wraps(method)
+    def called(self: PostgresStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(self, *args, **kwargs)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise self._refused(error) from None
+
+    return called
 
 
 class PostgresStore:
@@ -106,6 +145,7 @@ class PostgresStore:
         if self._connection is not None:
             self._connection.close()
 
+    @_says_who_may
     def check(self) -> None:
         """Make sure that the schema is there. Raises OperationError with what to run when it is not."""
         connection = self._open()
@@ -140,7 +180,7 @@ class PostgresStore:
         except psycopg.errors.InsufficientPrivilege:
             raise OperationError(
                 f"role {connection.info.user} may not read etl.{TRACKER}",
-                hint=f'run as its owner: GRANT SELECT ON etl.{TRACKER} TO "{connection.info.user}"',
+                hint=f"run as its owner: GRANT SELECT ON etl.{TRACKER} TO {quote_ident(connection.info.user)}",
                 sqlstate="42501",
             ) from None
 
@@ -162,12 +202,14 @@ class PostgresStore:
             except psycopg.errors.InsufficientPrivilege:
                 user = connection.info.user
                 script = " ".join(CREATE_PIPELINES.split())
+                grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON etl.{PIPELINES} TO {quote_ident(user)}"
                 raise OperationError(
                     f"role {user} may not make the table etl.{PIPELINES}",
-                    hint=f'run as the owner of schema etl: {script}; ALTER TABLE etl.{PIPELINES} OWNER TO "{user}"',
+                    hint=f"run as the owner of schema etl: {script}; {grant}",
                     sqlstate="42501",
                 ) from None
 
+    @_says_who_may
     def other_pipelines(self) -> list[int]:
         """List the ids of pipelines that have states here, when this one has none."""
         rows = self._open().execute(
@@ -176,6 +218,7 @@ class PostgresStore:
         ids = [pipeline for (pipeline,) in rows]
         return [] if self._id in ids else [unsigned_id(pipeline) for pipeline in ids]
 
+    @_says_who_may
     def load(self) -> StoredState:
         """Read everything that is stored of the pipeline. Raises OperationError for metadata that is not understood."""
         connection = self._open()
@@ -321,7 +364,34 @@ class PostgresStore:
                 [str(table), self._id],
             )
 
+    def _refused(self, error: psycopg.errors.InsufficientPrivilege) -> OperationError:
+        connection = self._open()
+        user = quote_ident(connection.info.user)
+        owners: set[str] = set()
+        what, grants = [], []
+        for (owner,) in connection.execute(_SCHEMA_REFUSED).fetchall():
+            owners.add(owner)
+            what.append(f"schema etl of {owner}")
+            grants.append(f"GRANT USAGE ON SCHEMA etl TO {user}")
+        for name, owner, lacking in connection.execute(_REFUSED, [[*_STATE_TABLES, PIPELINES]]).fetchall():
+            if lacking:
+                owners.add(owner)
+                what.append(f"etl.{name} of {owner}")
+                grants.append(f"GRANT {', '.join(lacking)} ON etl.{name} TO {user}")
+        if not grants:
+            return sql_connection.server_error(error, "the state store refused")
+        return OperationError(
+            f"role {connection.info.user} may not use the state store: it lacks privileges on {', '.join(what)}",
+            hint=f"run as {' and as '.join(sorted(owners))}, or as a superuser: {'; '.join(grants)}",
+            sqlstate=error.sqlstate,
+        )
+
     # What people do with a state.
+
+    @property
+    def pipeline_id(self) -> int:
+        """The id of the pipeline, unsigned."""
+        return unsigned_id(self._id)
 
     @property
     def slot(self) -> str:
@@ -333,21 +403,23 @@ class PostgresStore:
         query = "SELECT active FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
         return self._execute(query, [self.slot]).fetchone() == (True,)
 
+    @_says_who_may
     def overview(self) -> Overview:
         """Read where the pipeline is and how its tables stand."""
         row = None
         if self._has_pipelines():
             row = self._execute(
-                "SELECT slot_name, publications, system_identifier, timeline, position::text, updated_at::text"  # noqa: S608
-                f" FROM etl.{PIPELINES} WHERE pipeline_id = %s",
+                "SELECT slot_name, publications, system_identifier, timeline, position::text, updated_at,"  # noqa: S608
+                f" clock_timestamp() - updated_at FROM etl.{PIPELINES} WHERE pipeline_id = %s",
                 [self._id],
             ).fetchone()
         tables = [
             TableOverview(
-                oid, schema or "", name or str(oid), _kind(metadata), metadata.get("lsn"), metadata.get("reason"), since
+                oid, schema or "", name or str(oid), _kind(metadata), metadata.get("lsn"), metadata.get("reason"), *when
             )
-            for oid, schema, name, metadata, since in self._execute(
-                "SELECT s.table_id, n.nspname, c.relname, coalesce(s.metadata, '{}'), s.created_at::text"
+            for oid, schema, name, metadata, *when in self._execute(
+                "SELECT s.table_id, n.nspname, c.relname, coalesce(s.metadata, '{}'), s.created_at,"
+                " clock_timestamp() - s.created_at"
                 " FROM etl.replication_state s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.table_id"
                 " LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
                 " WHERE s.pipeline_id = %s AND s.is_current ORDER BY n.nspname, c.relname, s.table_id",
@@ -355,8 +427,8 @@ class PostgresStore:
             )
         ]
         if row is None:
-            return Overview(unsigned_id(self._id), self.slot, (), None, None, None, None, tables)
-        slot, publications, system_identifier, timeline, position, updated_at = row
+            return Overview(unsigned_id(self._id), self.slot, (), None, None, None, None, None, tables)
+        slot, publications, system_identifier, timeline, position, updated_at, age = row
         return Overview(
             unsigned_id(self._id),
             slot,
@@ -365,6 +437,7 @@ class PostgresStore:
             timeline,
             Lsn.parse(position),
             updated_at,
+            age,
             tables,
         )
 
@@ -378,6 +451,7 @@ class PostgresStore:
             raise OperationError("this role may not read the system identifier", hint="GRANT pg_monitor to it")
         return facts.system_identifier, facts.timeline
 
+    @_says_who_may
     def adopt(self, system_identifier: str, timeline: int) -> None:
         """Store that the state belongs to this server and timeline."""
         self._execute(
@@ -386,24 +460,26 @@ class PostgresStore:
             [system_identifier, timeline, self._id],
         )
 
-    def find(self, table: str) -> int:
+    def find(self, table: str) -> TableOverview:
         """Find a table of the pipeline by ``schema.table`` or OID. Raises OperationError for an unknown one."""
         for known in self.overview().tables:
             if table in (known.qualified, str(known.oid)):
-                return known.oid
+                return known
         raise OperationError(
             f"pipeline {unsigned_id(self._id)} has no state of {table}", hint="'pgrepl state show' lists its tables"
         )
 
+    @_says_who_may
     def history(self, table: int) -> list[TableHistory]:
         """Read the states that a table has been in, the current one first, then each one's predecessor."""
         rows = self._execute(
-            "SELECT id, state::text, metadata::text, prev, is_current, created_at::text FROM etl.replication_state"
+            "SELECT id, state::text, metadata::text, prev, is_current, created_at FROM etl.replication_state"
             " WHERE pipeline_id = %s AND table_id = %s ORDER BY is_current DESC, id DESC",
             [self._id, table],
         )
         return [TableHistory(*row) for row in rows]
 
+    @_says_who_may
     def rollback(self, table: int) -> None:
         """Make the state before the current one current again, and forget the one it leaves.
 
@@ -422,6 +498,7 @@ class PostgresStore:
                 "UPDATE etl.replication_state SET is_current = true, updated_at = now() WHERE id = %s", [current[1]]
             )
 
+    @_says_who_may
     def reset(self, tables: Collection[int], *, position_too: bool) -> None:
         """Begin the history of tables anew with ``init``; their versions and the destination's metadata stay."""
         with self._open().transaction():

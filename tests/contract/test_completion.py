@@ -104,6 +104,18 @@ def test_slots_with_their_verdict(database: Database) -> None:
     assert len(line.split("\t")) == 3
 
 
+@pytest.mark.parametrize("verb", ["show", "history t", "rollback t", "reset", "adopt", "release"])
+def test_slots_of_states(database: Database, verb: str) -> None:
+    assert values(f"pgrepl state {verb} --slot wri", PGREPL_DSN=database.dsn()) == [f"writer_{database.name}"]
+
+
+def test_migrations() -> None:
+    assert values("pgrepl migrations apply --to 2026") == ["20260415090000", "20260415100000"]
+    assert values("pgrepl migrations sql 2025") == ["20250827000000"]
+    assert complete("pgrepl migrations verify some") == ["dir\tsome"]
+    assert complete("pgrepl migrations seed --checksums some") == ["dir\tsome"]
+
+
 @contextmanager
 def silent_server() -> Iterator[int]:
     """A server that takes connections and never answers."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pgrepl.cli import reference
+from pgrepl.config.source import PIPELINE_VARIABLES
 from tests.contract.commands import context_of, every_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,3 +70,24 @@ def test_every_option_is_in_the_page_and_in_the_document(name: str) -> None:
 
 def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def test_every_variable_that_is_read_is_in_the_page() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "pgrepl").rglob("*.py"))
+    read = set(re.findall(r"""["'$]((?:PGREPL|XDG)_[A-Z_]+)\b""", code)) | set(PIPELINE_VARIABLES.values())
+    assert len(read) > 8
+    pages = reference.documents()
+    assert {name for name in read if name not in pages["man/pgrepl.1"]} == set()
+    assert "PGSENSE__PIPELINE__STORE" in pages["man/pgrepl.1"]
+    for command in ("setup", "doctor", "tail", "state"):
+        assert "\\fBPGREPL_STORE\\fR" in pages[f"man/pgrepl-{command}.1"]
+    for command in ("setup", "teardown"):
+        assert "\\fBPGREPL_STATE_TABLE\\fR" in pages[f"man/pgrepl-{command}.1"]
+    assert "\\fBXDG_STATE_HOME\\fR" in pages["man/pgrepl-tail.1"]
+    assert "\\fBXDG_DATA_HOME\\fR" in pages["man/pgrepl-sandbox.1"]
+
+
+def test_the_password_s_variable_is_not_said_to_be_that_of_the_prompt() -> None:
+    options = {option.names: option.help for option in reference.read(context_of("setup").command).options}
+    assert "PGREPL_ROLE_PASSWORD" not in options["--password-prompt"]
+    assert "PGREPL_ROLE_PASSWORD" in options["--password-file FILE"]

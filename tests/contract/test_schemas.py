@@ -155,6 +155,15 @@ def test_state(shop: Database) -> None:
     table = run("state show", database=shop)["tables"][0]
     history = run("state history", str(table["oid"]), database=shop)
     assert_strict("state history", history, "metadata")
+    for verb, *words in (
+        ("adopt",),
+        ("release",),
+        ("rollback", str(table["oid"])),
+        ("reset", str(table["oid"])),
+        ("reset", "--all"),
+    ):
+        assert_strict(f"state {verb}", run(f"state {verb}", *words, "--dry-run", database=shop))
+        assert_strict(f"state {verb}", run(f"state {verb}", *words, "--yes", database=shop))
 
 
 def test_slots(shop: Database) -> None:

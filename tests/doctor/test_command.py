@@ -10,9 +10,11 @@ from pathlib import Path
 import click
 import pytest
 
+from pgrepl import migrations
 from pgrepl.cli.doctor import _lines
 from pgrepl.cli.main import cli
 from pgrepl.doctor import Finding, Fix, Report, ServerIdentity, Status
+from pgrepl.stores.tables import CREATE_PIPELINES
 from tests.command import eventually, pgrepl
 from tests.conftest import NewServer
 from tests.doctor.fixes import make_slot
@@ -269,6 +271,35 @@ def test_the_last_line_names_what_would_let_the_rest_run(database18: Database) -
     assert found is not None, last
     database18.psql(found[1])
     assert pgrepl(*command).stdout.splitlines()[-1] == "1 passed"
+
+
+def test_the_last_line_names_each_grant_once(database18: Database) -> None:
+    """Several checks want the same table, and the role may use one of the two schemas."""
+    database18.psql(
+        f"CREATE ROLE owner LOGIN REPLICATION; GRANT CREATE ON DATABASE {database18.name} TO owner;"
+        "CREATE TABLE t (a int PRIMARY KEY); GRANT SELECT ON t TO owner; CREATE PUBLICATION p FOR TABLE t;"
+        "REVOKE USAGE ON SCHEMA public FROM PUBLIC;"
+        "CREATE TABLE faucet_state (key text PRIMARY KEY, value jsonb NOT NULL, updated_at timestamptz)"
+    )
+    with database18.connect() as connection:
+        migrations.apply(connection)
+        connection.execute(CREATE_PIPELINES.encode())
+    database18.psql(
+        "ALTER SCHEMA etl OWNER TO owner; GRANT ALL ON ALL TABLES IN SCHEMA etl TO owner;"
+        "REVOKE ALL ON etl.pgrepl_pipelines FROM owner"
+    )
+    command = ["doctor", "p", "--store", "postgres", "-d", database18.dsn("owner"), "--only=server.identity"]
+    command += ["--only=slot.exists", "--only=slot.orphans"]
+    last = pgrepl(*command).stdout.splitlines()[-1]
+    found = re.search(r"could not run: .* \((.*) would let (?:it|them)\)", last)
+    assert found is not None, last
+    assert sorted(found[1].replace("; ", ";\n").splitlines()) == [
+        'GRANT SELECT ON etl.pgrepl_pipelines TO "owner";',
+        'GRANT SELECT ON public.faucet_state TO "owner";',
+        'GRANT USAGE ON SCHEMA public TO "owner";',
+    ]
+    database18.psql(found[1])
+    assert "could not run" not in pgrepl(*command).stdout
 
 
 def test_the_configuration_is_read_again_once_and_last() -> None:

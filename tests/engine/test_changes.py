@@ -50,7 +50,7 @@ def framed(changes: Changes, *sequence: messages.AnyMessage) -> list[Event]:
     """Give what is printed with frames when every table is ready."""
     core = Core({oid: TableState(Phase.READY) for oid in range(10)}, Lsn(0))
     output: Any = _Collected()
-    router = Router(core, output, LineSpool(), Versions(), frames=True, printed=lambda event: None)
+    router = Router(core, output, LineSpool(), Versions(), frames=True, printed=lambda: None)
     for number, message in enumerate(sequence):
         found = changes.apply(Lsn(number + 1000), message)
         if isinstance(message, messages.Begin):

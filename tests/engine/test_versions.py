@@ -94,7 +94,7 @@ def handed_over(copied: Table, snapshot_lsn: int, *found: events.Insert) -> list
     core = Core({1: TableState(Phase.DATA_SYNC)}, Lsn(1))
     output: Any = _Collected()
     spool, versions = LineSpool(Path("/nonexistent")), Versions()
-    router = Router(core, output, spool, versions, frames=False, printed=lambda event: None)
+    router = Router(core, output, spool, versions, frames=False, printed=lambda: None)
     for event in found:
         core.begin(event.transaction.commit_lsn)
         router.begin(event.transaction)

@@ -105,6 +105,15 @@ def seed(database: Database, capsys: pytest.CaptureFixture[str], user: str) -> O
     return Outcome(main.run(arguments), *capsys.readouterr())
 
 
+def examine(database: Database, capsys: pytest.CaptureFixture[str], user: str) -> Outcome:
+    capsys.readouterr()
+    arguments = ["doctor", "pub", "--role", "cdc", "--store", "postgres", "-d", database.dsn(user), "--json"]
+    outcome = Outcome(main.run(arguments), *capsys.readouterr())
+    failed = [check for check in outcome.document["checks"] if check["status"] == "fail"]
+    assert (outcome.code == 0) is (failed == []), failed
+    return outcome
+
+
 def test_postgres_store_lacks_only_replication_and_the_event_trigger(
     owned_shop: Database, setup: Setup, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,12 +129,15 @@ def test_postgres_store_lacks_only_replication_and_the_event_trigger(
     assert (again.code, catalog(owned_shop)) == (1, before)
     assert again.document["needs"] == outcome.document["needs"]
 
+    assert examine(owned_shop, capsys, "dba").code == 1
     owned_shop.psql(outcome.document["needs"])
     seeded = seed(owned_shop, capsys, "dba")
     assert seeded.code == 0, seeded.err
     assert set(states(owned_shop).values()) <= {"applied", "seeded"}
     again = setup(owned_shop, *POSTGRES, user="dba")
     assert (again.code, again.statements) == (0, []), again.out
+    assert examine(owned_shop, capsys, "dba").code == 0
+    assert examine(owned_shop, capsys, "cdc").code == 0
     start(owned_shop)
 
 

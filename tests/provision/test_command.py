@@ -12,7 +12,7 @@ import pytest
 
 from pgrepl.cli import main
 from tests.provision.shop import Setup, catalog
-from tests.servers.database import Database
+from tests.servers.database import Database, fresh_database
 
 NOWHERE = ["setup", "-d", "host=/nonexistent dbname=none user=none"]
 
@@ -91,6 +91,54 @@ def test_store_of_the_configuration(shop18: Database, setup: Setup, tmp_path: Pa
     ]
 
 
+def test_variables_say_where_the_bookmarks_are_also_beside_a_connection_string(
+    shop18: Database, setup: Setup, teardown: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fresh_database(shop18.server) as other:
+        before = catalog(shop18), catalog(other)
+        monkeypatch.setenv("PGREPL_STORE", "bookmarks")
+        monkeypatch.setenv("PGREPL_STATE_DSN", other.dsn())
+        monkeypatch.setenv("PGREPL_STATE_TABLE", "marks")
+        assert setup(shop18, "pub", "--role", "cdc", "--table", "shop.orders").code == 0
+        assert "marks" not in {name for name, *_ in catalog(shop18)["relations"]}
+        assert "marks" in {name for name, *_ in catalog(other)["relations"]}
+        flagged = setup(shop18, "pub", "--state-table", "others", "--dry-run", yes=False)
+        assert ("planned", "public.others") in flagged.steps("schema")
+        outcome = teardown(shop18, "pub", "--role", "cdc", "--all")
+        assert outcome.code == 0, outcome.err
+        assert (catalog(shop18), catalog(other)) == before
+
+
+@pytest.mark.parametrize("variable", ["PGREPL_STORE", "PGSENSE__PIPELINE__STORE"])
+@pytest.mark.parametrize(
+    "command", [["setup", "--yes"], ["teardown", "--yes"], ["doctor"], ["state", "show"], ["tail", "pub"]]
+)
+def test_store_that_nobody_knows_is_refused_by_every_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str], variable: str
+) -> None:
+    monkeypatch.setenv(variable, "bogus")
+    assert main.run([*command, *NOWHERE[1:]]) == 2
+    assert f"{variable}: store must be one of memory, postgres, bookmarks" in capsys.readouterr().err
+
+
+def test_connection_string_that_is_configured_for_the_bookmarks_is_named_when_it_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGREPL_STATE_DSN", "nonsense")
+    assert main.run(["setup", "--yes", "--store", "bookmarks", *NOWHERE[1:]]) == 2
+    assert "PGREPL_STATE_DSN cannot be read" in capsys.readouterr().err
+
+
+def test_state_connection_string_that_leads_to_the_same_database(shop18: Database, setup: Setup) -> None:
+    """Its table must not be published: that would be a stream of its own positions."""
+    outcome = setup(shop18, "pub", "--all-tables", "--store", "bookmarks", "--state-dsn", shop18.dsn())
+    assert outcome.code == 0, outcome.err
+    shop18.psql("CREATE TABLE public.more (id int PRIMARY KEY)")
+    outcome = setup(shop18, "more", "--all-tables", "--store", "bookmarks", "--state-dsn", shop18.dsn())
+    assert outcome.code == 0, outcome.err
+    assert "faucet_state" not in {name for _, _, name in catalog(shop18)["published"]}
+
+
 def test_prints_one_line_for_each_step(shop18: Database, setup: Setup) -> None:
     outcome = setup(shop18, "pub", "--role", "cdc", "--table", "shop.orders", as_json=False)
     lines = outcome.out.splitlines()
@@ -106,7 +154,7 @@ def test_json_has_the_documented_keys(shop18: Database, setup: Setup) -> None:
     document = setup(shop18, "pub", "--table", "shop.orders").document
     assert list(document) == ["steps", "needs"]
     for step in document["steps"]:
-        assert list(step) == ["step", "status", "object", "statements"]
+        assert list(step) == ["step", "status", "object", "statements", "reason"]
 
 
 @pytest.mark.parametrize(("answer", "code", "made"), [(b"y\n", 0, True), (b"n\n", 1, False), (b"\x03", 130, False)])

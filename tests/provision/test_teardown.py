@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from pgrepl.names import apply_slot, pipeline_id, signed_id, table_sync_slot
 from tests.provision.shop import SHOP, Setup, catalog, scalar
 from tests.provision.test_state import start
 from tests.servers.database import Database, fresh_database
+from tests.servers.server import Server
 
 STORES = [[], ["--store", "memory"], ["--store", "postgres"], ["--store", "bookmarks"]]
 SELECTIONS = [["--all-tables"], ["--in-schema", "shop"], ["--table", "shop.orders"], ["--literally-all"]]
@@ -172,6 +174,120 @@ def test_thousand_tables_in_few_statements(shop18: Database, setup: Setup, teard
     outcome = teardown(shop18, "pub", "--role", "cdc")
     assert outcome.code == 0
     assert len(outcome.statements) == 5
+
+
+BOOKMARKS = ["pub", "--role", "cdc", "--table", "shop.orders", "--store", "bookmarks"]
+
+
+def test_bookmarks_of_the_configuration_go(shop18: Database, tmp_path: Path) -> None:
+    server, file = shop18.server, tmp_path / "pgrepl.toml"
+    file.write_text(
+        f'[pipeline]\nstore = "bookmarks"\nstate_table = "marks"\n'
+        f'[[databases]]\nhost = "127.0.0.1"\nport = {server.port}\ndbname = "{shop18.name}"\n'
+        f'password = "{server.password}"\n',
+        encoding="utf-8",
+    )
+    before = catalog(shop18), dump(shop18)
+    assert main.run(["setup", "pub", "-c", str(file), "--role", "cdc", "--table", "shop.orders", "--yes"]) == 0
+    assert "marks" in {name for name, *_ in catalog(shop18)["relations"]}
+    assert main.run(["teardown", "pub", "-c", str(file), "--role", "cdc", "--all", "--yes"]) == 0
+    assert (catalog(shop18), dump(shop18)) == before
+
+
+@pytest.mark.parametrize("by_psql", [False, True])
+def test_bookmarks_in_a_database_of_their_own_go(
+    shop18: Database, setup: Setup, teardown: Setup, by_psql: bool
+) -> None:
+    with fresh_database(shop18.server) as other:
+        # Then setup grants USAGE on it, too.
+        other.psql("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+        before = catalog(shop18), dump(shop18), catalog(other), dump(other)
+        there = ["--state-dsn", other.dsn(), "--state-table", "book2"]
+        assert setup(shop18, *BOOKMARKS, *there).code == 0
+        without = teardown(shop18, "pub", "--role", "cdc", "--all", "--dry-run", yes=False)
+        assert ("skipped", "cdc") in without.steps("role")
+        arguments = ["pub", "--role", "cdc", "--all", *there]
+        if by_psql:
+            shop18.psql(teardown(shop18, *arguments, "--dry-run", yes=False, as_json=False).out)
+        else:
+            outcome = teardown(shop18, *arguments)
+            assert outcome.code == 0, outcome.err
+            assert {step["status"] for step in outcome.document["steps"]} == {"dropped"}
+        assert (catalog(shop18), dump(shop18), catalog(other), dump(other)) == before
+
+
+def test_bookmarks_in_a_database_of_their_own_go_by_the_owner(
+    owned_shop: Database, setup: Setup, teardown: Setup
+) -> None:
+    """Who is no superuser and no member of the role."""
+    owned_shop.psql("ALTER ROLE dba REPLICATION")
+    with fresh_database(owned_shop.server) as other:
+        other.psql(f"ALTER DATABASE {other.name} OWNER TO dba")
+        before = catalog(owned_shop), dump(owned_shop), catalog(other), dump(other)
+        there = ["--state-dsn", other.dsn("dba")]
+        made = setup(owned_shop, *BOOKMARKS, *there, user="dba")
+        assert made.code == 0, made.out
+        outcome = teardown(owned_shop, "pub", "--role", "cdc", "--all", *there, user="dba")
+        assert outcome.code == 0, outcome.out
+        assert (catalog(owned_shop), dump(owned_shop), catalog(other), dump(other)) == before
+
+
+def test_failure_in_the_second_database_says_what_is_gone(shop18: Database, setup: Setup, teardown: Setup) -> None:
+    with fresh_database(shop18.server) as other:
+        there = ["--state-dsn", other.dsn()]
+        assert setup(shop18, *BOOKMARKS, *there).code == 0
+        shop18.psql("""
+            CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'not today'; END $$;
+            CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN tag IN ('DROP PUBLICATION')
+            EXECUTE FUNCTION public.refuse()""")
+        outcome = teardown(shop18, "pub", "--role", "cdc", "--all", *there)
+        assert outcome.code == 1
+        assert f"what was to go in database {other.name} is gone" in outcome.err
+        shop18.psql("DROP EVENT TRIGGER refuse")
+        assert teardown(shop18, "pub", "--role", "cdc", "--all", *there).code == 0
+        assert "cdc" not in {name for name, *_ in catalog(shop18)["roles"]}
+
+
+def test_role_with_more_in_the_database_of_the_bookmarks_stays(shop18: Database, setup: Setup, teardown: Setup) -> None:
+    with fresh_database(shop18.server) as other:
+        there = ["--state-dsn", other.dsn()]
+        assert setup(shop18, *BOOKMARKS, *there).code == 0
+        other.psql(
+            "CREATE TABLE more (id int); GRANT SELECT ON more TO cdc; INSERT INTO faucet_state VALUES ('a', '1')"
+        )
+        outcome = teardown(shop18, "pub", "--role", "cdc", "--all", *there)
+        assert outcome.code == 0, outcome.err
+        reasons = {step["object"]: step["reason"] for step in outcome.document["steps"] if step["status"] == "skipped"}
+        assert reasons == {
+            "public.faucet_state": "stays: it holds 1 bookmark of others",
+            "cdc": f"stays: it has SELECT on public.more in database {other.name}",
+        }
+        assert "role cdc stays" in outcome.err
+        with other.connect("cdc") as conn:
+            assert scalar(conn, "SELECT count(*) FROM faucet_state") == 1
+
+
+def test_bookmarks_on_another_server_go(shop18: Database, server16: Server, setup: Setup, teardown: Setup) -> None:
+    """The role there is not setup's, and loses only what it was given."""
+    with fresh_database(server16) as other:
+        other.psql("CREATE ROLE cdc LOGIN")
+        before = catalog(shop18), dump(shop18), catalog(other), dump(other)
+        there = ["--state-dsn", other.dsn()]
+        made = setup(shop18, *BOOKMARKS, *there)
+        assert made.code == 0, made.err
+        outcome = teardown(shop18, "pub", "--role", "cdc", "--all", *there)
+        assert outcome.code == 0, outcome.err
+        assert (catalog(shop18), dump(shop18), catalog(other), dump(other)) == before
+
+
+def test_script_of_a_dry_run_says_what_stays(shop18: Database, setup: Setup, teardown: Setup) -> None:
+    assert setup(shop18, *BOOKMARKS).code == 0
+    shop18.psql("GRANT pg_monitor TO cdc")
+    outcome = teardown(shop18, "pub", "--role", "cdc", "--dry-run", yes=False, as_json=False)
+    assert "DROP ROLE" not in outcome.out
+    assert "-- role cdc stays: it is a member of pg_monitor\n" in outcome.out
+    assert "-- state public.faucet_state stays: --all would take it, too\n" in outcome.out
 
 
 def test_bookmarks_of_others_stay(shop18: Database, setup: Setup, teardown: Setup) -> None:

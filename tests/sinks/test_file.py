@@ -151,28 +151,3 @@ def test_an_attempt_that_is_forgotten_leaves_the_last_boundary(sink: FileSink, t
 
 def fail(_fd: int) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def test_what_a_fifo_did_not_take_comes_later(tmp_path: Path) -> None:
-    """Nothing can be cut off there, so the next attempt goes on where the last one stopped."""
-    path = tmp_path / "fifo"
-    os.mkfifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    sink = FileSink(path)
-    os.set_blocking(sink._fd, False)  # A pipe that takes only part is the one way to make such a write fail.
-    data = LINES * 100
-    with pytest.raises(OutputError):
-        sink.write(data)
-    received = b""
-    written = False
-    while not written:
-        received += os.read(reader, 1 << 20)
-        try:
-            sink.write(data)
-            written = True
-        except OutputError:
-            continue
-    received += os.read(reader, 1 << 20)
-    sink.close()
-    os.close(reader)
-    assert received == data

@@ -37,7 +37,8 @@ def create(run: Run, name: str, publication: str | None, failover: bool, two_pha
 
     A slot knows no publication, but a change from before the publication was made cannot be read with it: so the
     publication comes first. The server waits until all transactions that run have ended, and whoever keeps it waiting
-    is named; an interrupt leaves nothing behind.
+    is named; an interrupt leaves nothing behind. A slot is of one database, and its name of one server: so this is done
+    for one database at a time.
     """
     from pgrepl import connection
     from pgrepl.catalog import publications

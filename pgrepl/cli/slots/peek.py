@@ -44,7 +44,8 @@ def peek(run: Run, name: str, publication: str | None, limit: int, output_format
     """Print the next changes of a slot that nobody reads at the moment; they stay in it.
 
     They are printed as tail prints them. The slot is in use meanwhile, after which inactive_since begins anew. The
-    server decodes from where the slot stands, which takes long when there is much WAL: --timeout ends it.
+    server decodes from where the slot stands, which takes long when there is much WAL: --timeout ends it. A slot is of
+    one database: so there is no --all-databases.
     """
     from pgrepl import connection
     from pgrepl.engine import peek as engine

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pgrepl.catalog import blockers
 from pgrepl.catalog.slots import Slot
 from pgrepl.doctor.check import Check
-from pgrepl.doctor.checks.slot import copy_again, drop, let_read
+from pgrepl.doctor.checks.slot import copy_again, drop
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
 from pgrepl.names import quote_ident
@@ -312,7 +312,7 @@ class Orphans(Check):
                 f"whether {len(unknown)} slot{'s'[: len(unknown) != 1]} belong{'s'[: len(unknown) == 1]} to a pipeline"
                 f" is in {' and '.join(unreadable)}, which {context.server.user} may not read",
                 {**evidence, "slots": [slot.name for slot in unknown]},
-                fix=let_read(context, unreadable),
+                fix=context.let_read(unreadable),
             )
             return
         for slot in unknown:

@@ -11,7 +11,7 @@ from pgrepl.catalog.etl_schema import Difference, EtlSchema
 from pgrepl.catalog.pipelines import TableState
 from pgrepl.catalog.slots import Slot
 from pgrepl.doctor.check import Check
-from pgrepl.doctor.checks.slot import drop, let_read, reset
+from pgrepl.doctor.checks.slot import drop, reset
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
 from pgrepl.errors import OperationError
@@ -47,7 +47,7 @@ class EtlCheck(Check):
         except OperationError as error:
             # What is recorded shows to those alone who may read the tracker.
             yield self.finding(
-                Status.UNKNOWN, str(error), {"sqlstate": error.sqlstate}, fix=let_read(context, [_TRACKER])
+                Status.UNKNOWN, str(error), {"sqlstate": error.sqlstate}, fix=context.let_read([_TRACKER])
             )
             return
         yield from self.judge(context, etl)
@@ -360,7 +360,7 @@ def _rest(check: Check, context: Context, found: list[TableState] | list[Slot], 
         yield check.finding(
             Status.UNKNOWN,
             f"{' and '.join(unreadable)} cannot be read by {context.server.user}",
-            fix=let_read(context, unreadable),
+            fix=context.let_read(unreadable),
         )
     elif not found:
         yield check.finding(Status.PASS, text, {"state_tables": list(states.read), "tables": len(states.tables)})

@@ -9,7 +9,6 @@ from pgrepl.catalog import origin
 from pgrepl.doctor.check import Check
 from pgrepl.doctor.context import Context
 from pgrepl.doctor.findings import Finding, Fix, Status
-from pgrepl.names import quote_ident
 
 _OLDEST = 16
 _NEWEST_TESTED = 18
@@ -144,17 +143,12 @@ class Identity(Check):
     def run(self, context: Context) -> Iterator[Finding]:
         stored = origin.stored(context.conn, context.slot_name)
         if stored.unreadable:
-            user = quote_ident(context.server.user)
             names = [f"{schema}.{table}" for schema, table in stored.unreadable]
-            grants = []
-            for schema, table in stored.unreadable:
-                grants.append(f"GRANT USAGE ON SCHEMA {quote_ident(schema)} TO {user};")
-                grants.append(f"GRANT SELECT ON {quote_ident(schema)}.{quote_ident(table)} TO {user};")
             yield self.finding(
                 Status.UNKNOWN,
                 f"this role may not read {', '.join(names)}",
                 {"tables": names},
-                fix=[Fix("sql", grant) for grant in grants],
+                fix=context.let_read(names),
             )
             return
         if not stored.origins:

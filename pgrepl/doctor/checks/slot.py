@@ -108,7 +108,7 @@ class Exists(Check):
                 f" {context.server.user} may not read",
                 evidence,
                 object=name,
-                fix=let_read(context, unreadable),
+                fix=context.let_read(unreadable),
             )
         if saved or _positions(context, name):
             return self.finding(
@@ -303,7 +303,7 @@ class StateMatch(SlotCheck):
             yield self.finding(
                 Status.UNKNOWN,
                 f"{' and '.join(unreadable)} cannot be read by {context.server.user}",
-                fix=let_read(context, unreadable),
+                fix=context.let_read(unreadable),
             )
             return
         positions = _positions(context, slot.name)
@@ -474,16 +474,6 @@ def alter_slot(context: Context, name: str, option: str) -> Fix:
     conninfo = make_conninfo(host=info.host, port=info.port, user=info.user, dbname=info.dbname, replication="database")
     return Fix(
         "command", shlex.join(["psql", conninfo, "-c", f"ALTER_REPLICATION_SLOT {quote_ident(name)} ({option})"])
-    )
-
-
-def let_read(context: Context, tables: list[str]) -> tuple[Fix, ...]:
-    """Let the connected role read tables, given with their schemas."""
-    user = quote_ident(context.server.user)
-    schemas = ", ".join(dict.fromkeys(quote_ident(table.split(".")[0]) for table in tables))
-    return (
-        Fix("sql", f"GRANT USAGE ON SCHEMA {schemas} TO {user};"),
-        Fix("sql", f"GRANT SELECT ON {', '.join(tables)} TO {user};"),
     )
 
 

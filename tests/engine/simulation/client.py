@@ -264,7 +264,7 @@ class Client:
             self._spool,
             self._versions,
             frames=self._world.frames,
-            printed=lambda event: None,
+            printed=lambda: None,
         )
         self._done()
 
