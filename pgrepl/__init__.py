@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from pgrepl.lsn import Lsn
     from pgrepl.sinks import Sink
     from pgrepl.sinks.file import FileSink
-    from pgrepl.sinks.stdout import StdoutSink
+    from pgrepl.sinks.stream import StreamSink
     from pgrepl.stores import Store
     from pgrepl.stores.memory import MemoryStore
     from pgrepl.stores.postgres import PostgresStore
@@ -92,8 +92,8 @@ __all__ = [
     "Sink",
     "SnapshotBegin",
     "SnapshotEnd",
-    "StdoutSink",
     "Store",
+    "StreamSink",
     "SyncError",
     "Table",
     "TimeLimitError",
@@ -152,7 +152,7 @@ _HOMES = {
     "pgrepl.lsn": ("Lsn",),
     "pgrepl.sinks": ("Sink",),
     "pgrepl.sinks.file": ("FileSink",),
-    "pgrepl.sinks.stdout": ("StdoutSink",),
+    "pgrepl.sinks.stream": ("StreamSink",),
     "pgrepl.stores": ("Store",),
     "pgrepl.stores.memory": ("MemoryStore",),
     "pgrepl.stores.postgres": ("PostgresStore",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import sys
 import time
@@ -224,6 +223,9 @@ def tail(
         store, slot, keep_slot, from_lsn, snapshot, resnapshot, until, accept_slot_position=accept_slot_position
     )
     if keep_slot and slot is None:
+        # It brings many modules with it, which --help does without.
+        import secrets
+
         slot = f"pgrepl_keep_{secrets.token_hex(4)}"
     if streaming == "on" and protocol == 1:
         raise click.UsageError("--streaming on needs --protocol 2")
