@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from pgrepl.conninfo import ConnectionTarget
+
+_log = logging.getLogger(__name__)
 
 # lc_monetary is here because money prints by it; the empty search_path makes every printed name a qualified one.
 _SETTINGS = {
@@ -66,6 +69,7 @@ def connect(
     if connection.info.server_version >= 170000:
         # As a start-up option this is fatal on 16, which does not know it.
         connection.execute("SET transaction_timeout = 0")
+    log_connected(connection)
     return connection
 
 
@@ -82,7 +86,18 @@ def connect_as_any(target: ConnectionTarget, application_name: str) -> psycopg.C
         connection: psycopg.Connection = psycopg.connect("", autocommit=True, **params)  # type: ignore[arg-type]
     except psycopg.Error as error:
         raise connect_error(error, target) from None
+    log_connected(connection)
     return connection
+
+
+def log_connected(connection: psycopg.Connection, kind: str = "backend") -> None:
+    """Log which server was reached: where, what version, which database, as whom, and the process that serves us."""
+    info = connection.info
+    version = info.parameter_status("server_version")
+    _log.info(
+        "connected to PostgreSQL %s at %s port %s, database %s, as %s, %s %s",
+        *(version, info.host, info.port, info.dbname, info.user, kind, info.backend_pid),
+    )
 
 
 def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectError | InputError:
@@ -93,7 +108,10 @@ def connect_error(error: psycopg.Error, target: ConnectionTarget) -> ConnectErro
     text = one_line(error)
     mistake = _MISTAKE.search(text)
     if mistake is not None:
-        return InputError(f"the connection string of {target.origin} cannot be used: {mistake[1]}")
+        return InputError(
+            f"the connection string of {target.origin} cannot be used: {mistake[1]}",
+            hint=_SERVICE_HINT if "service" in mistake[1] else _PARAMETER_HINT,
+        )
     # The multi-host preamble repeats the whole address list for each failure.
     hint, state = None, error.sqlstate
     for pattern, advice, known_state in _CONNECT_HINTS:
@@ -108,6 +126,8 @@ _MISTAKE = re.compile(
     'connection is bad: (invalid [^:]*value: ".*"|invalid value .*|invalid .* for connection option .*'
     "|invalid port number: .*|definition of service .* not found|could not match [0-9].*)"
 )
+_PARAMETER_HINT = "PostgreSQL's documentation says what it may be, under Parameter Key Words of libpq"
+_SERVICE_HINT = "services stand in ~/.pg_service.conf, or in the file that PGSERVICEFILE names"
 _SEVERAL = "Multiple connection attempts failed"
 # libpq gives no SQLSTATE for a connection that was refused. The ones here are those that waiting does not cure.
 _CONNECT_HINTS: list[tuple[str, str, str | None]] = [
@@ -154,4 +174,7 @@ def one_line(error: Exception) -> str:
 def server_error(error: psycopg.Error, doing: str) -> OperationError:
     """Turn an error of the server into one of ours that says what was being done."""
     text = error.diag.message_primary or one_line(error)
-    return OperationError(f"{doing}: {text}", hint=error.diag.message_hint, sqlstate=error.sqlstate)
+    # The server has no hint of its own for this one; its messages may be in any language, its functions are not.
+    by_policy = error.diag.source_function == "check_enable_rls"
+    advice = "ALTER ROLE … BYPASSRLS lets a role read all rows, run by a superuser" if by_policy else None
+    return OperationError(f"{doing}: {text}", hint=error.diag.message_hint or advice, sqlstate=error.sqlstate)

@@ -119,5 +119,8 @@ def parse(text: str, origin: str) -> ConnectionTarget:
     given = {name: str(value) for name, value in params.items() if value is not None}
     for port in given.get("port", "").split(","):
         if port and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-            raise InputError(f"the port in the connection string of {origin} is not a number from 1 to 65535")
+            raise InputError(
+                f"the port in the connection string of {origin} is not a number from 1 to 65535",
+                hint="PostgreSQL's own is 5432; without port=… that one is taken",
+            )
     return ConnectionTarget(given, origin)

@@ -162,6 +162,7 @@ class Run:
         found = config.load(self.config_path)
         for message, hint in found.warnings:
             self.report.warning(message, hint=hint)
+        self.report.detail(f"configuration: {found.path or 'no file'}")
         return found
 
     @functools.cached_property
@@ -183,6 +184,12 @@ class Run:
 
         Raises InputError for a connection string or a configuration that cannot be read.
         """
+        found = self._target()
+        if self.report.verbosity > 0:
+            self.report.detail(f"connection: {found.masked() or 'nothing given'} (from {found.origin})")
+        return found
+
+    def _target(self) -> ConnectionTarget:
         from pgrepl.conninfo import ConnectionTarget, parse
 
         if self.database is not None:
@@ -290,7 +297,9 @@ def _places(named: str | None) -> list[Path]:
 
 
 _COMMON = [
-    click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
+    click.option(
+        "-v", "--verbose", is_flag=True, help="Say more on stderr: what is connected to, which steps are taken."
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Say only errors on stderr."),
     click.option("--debug", is_flag=True, help="Show a traceback with an error."),
     click.option(
@@ -366,6 +375,11 @@ def command_options(
             report = Reporter(verbosity=-1 if quiet else int(verbose), debug=debug, color=color, log_format=log_format)
             # main() reports the errors that end the command, with the options of the command.
             click.get_current_context().find_root().meta["pgrepl.report"] = report
+            if verbose and not quiet:
+                # Its imports are not paid for otherwise.
+                from pgrepl.cli.verbose import show_log
+
+                show_log(report)
             run = Run(report, color)
             if connects:
                 run.dsn = rest.pop("dsn") or None

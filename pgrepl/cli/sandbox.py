@@ -99,8 +99,8 @@ def psql(run: Run, arguments: tuple[str, ...]) -> None:
     """Open psql on the sandbox."""
     from pgrepl.sandbox import Sandbox
 
-    command = Sandbox().psql(list(arguments))
-    os.execv(command[0], command)  # noqa: S606  psql takes our place
+    command, environment = Sandbox().psql(list(arguments))
+    os.execve(command[0], command, environment)  # noqa: S606  psql takes our place
 
 
 @sandbox.command(epilog=_epilog("pgrepl sandbox destroy --yes"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import sys
 import time
@@ -33,20 +32,25 @@ if TYPE_CHECKING:
     from pgrepl.stores import Store
 
 _ASK_ABOVE = 1 << 30
+# How often the progress is shown, at a terminal and elsewhere.
+_LIVE_SECONDS = 0.5
+_LINE_SECONDS = 10.0
+# How many tables a notice names.
+_NAMED = 5
 
 
 class _UntilType(click.ParamType[object]):
     name = "lsn|now"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
-        return value if value == "now" else LSN.convert(value, param, ctx)
+        return "now" if str(value).lower() == "now" else LSN.convert(value, param, ctx)
 
 
 class _ResnapshotType(click.ParamType[object]):
     name = "schema.table|all"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
-        return value if value == "all" else TABLE_NAME.convert(value, param, ctx)
+        return "all" if str(value).lower() == "all" else TABLE_NAME.convert(value, param, ctx)
 
 
 @click.command(epilog=EXIT_CODES_HELP)
@@ -76,7 +80,7 @@ class _ResnapshotType(click.ParamType[object]):
     "-o",
     "--output",
     metavar="FILE",
-    help="Append to FILE, synced every second, instead of stdout; SIGHUP opens it anew.",
+    help="Write to FILE, synced every second, instead of stdout; SIGHUP opens it anew.",
     shell_complete=complete_files,
 )
 @click.option("--append", is_flag=True, help="Write on at the end of a FILE that something else has written.")
@@ -86,8 +90,8 @@ class _ResnapshotType(click.ParamType[object]):
 )
 @click.option(
     "--store",
-    type=click.Choice(["memory", "postgres", "bookmarks"]),
-    help="Where the state is kept (bookmarks: not yet); default the configured one, else memory.",
+    type=click.Choice(["memory", "postgres"]),
+    help="Where the state is kept; default the configured one, else memory.",
 )
 @click.option(
     "--slot",
@@ -108,6 +112,7 @@ class _ResnapshotType(click.ParamType[object]):
 @click.option(
     "--resnapshot",
     type=_ResnapshotType(),
+    metavar="SCHEMA.TABLE|all",
     multiple=True,
     help="Copy this table again, or all (again for more).  [with a stored state]",
 )
@@ -134,11 +139,18 @@ class _ResnapshotType(click.ParamType[object]):
 @click.option("--transactions/--no-transactions", default=False, help="Print begin and commit of each transaction too.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N row events, snapshot rows too.")
 @click.option(
-    "--until-lsn", "until", type=_UntilType(), help="End before the first transaction committed there or later."
+    "--until-lsn",
+    "until",
+    type=_UntilType(),
+    metavar="LSN|now",
+    help="End before the first transaction committed there or later.",
 )
 @click.option("--for", "duration", type=DURATION, help="End after this long.")
 @click.option(
-    "--progress/--no-progress", "progress", default=None, help="A live line on stderr; default on a terminal."
+    "--progress/--no-progress",
+    "progress",
+    default=None,
+    help="A live line on stderr, away from a terminal one every 10 s; default on a terminal.",
 )
 @command_options(formats=False, timeout=False)
 def tail(
@@ -195,24 +207,35 @@ def tail(
         raise InputError("tail does not keep its state in bookmarks yet", hint="--store memory or --store postgres")
     if append and overwrite:
         raise click.UsageError("--append and --overwrite contradict each other")
+    if output is None:
+        _check_no_file(append=append, overwrite=overwrite, synced=_is_given("fsync_interval"))
+    if slot is not None and pipeline_id is not None:
+        raise click.UsageError("--slot and --pipeline-id contradict each other")
     if store != "memory" and slot is not None:
         raise click.UsageError("--slot goes with --store memory; another pipeline is --pipeline-id")
+    if store == "memory" and pipeline_id is not None:
+        raise click.UsageError("--pipeline-id goes with a stored state; --store memory keeps none")
     if from_lsn is not None:
-        by_itself = click.get_current_context().get_parameter_source("snapshot") is ParameterSource.DEFAULT
-        if snapshot != "never" and not by_itself:
+        if snapshot != "never" and _is_given("snapshot"):
             raise click.UsageError("--from-lsn takes no snapshot")
         snapshot = "never"
     _check_beginning(
         store, slot, keep_slot, from_lsn, snapshot, resnapshot, until, accept_slot_position=accept_slot_position
     )
     if keep_slot and slot is None:
+        # It brings many modules with it, which --help does without.
+        import secrets
+
         slot = f"pgrepl_keep_{secrets.token_hex(4)}"
     if streaming == "on" and protocol == 1:
         raise click.UsageError("--streaming on needs --protocol 2")
 
+    from pgrepl.engine import spool
     from pgrepl.engine.pipeline import Options, Pipeline
     from pgrepl.engine.selection import Selection
 
+    if spool_dir is not None:
+        spool.check_directory(Path(spool_dir))
     options = Options(
         publications=names,
         selection=Selection(frozenset(tables), frozenset(excluded)),
@@ -252,7 +275,7 @@ def tail(
         run.report.notice("store memory: nothing is kept; a restart begins anew, changes in between are not seen")
     with _signals(pipeline, to_file=output is not None) as received, watcher:
         outcome = pipeline.run()
-    _report_end(run, outcome)
+    _report_end(run, outcome, stored=store != "memory")
     if options.slot is not None:
         run.report.notice(f"slot {options.slot} keeps WAL until you resume or 'pgrepl slots drop {options.slot}'")
     if outcome.reason != "stopped":
@@ -267,6 +290,18 @@ def _publications(text: str | None) -> tuple[str, ...]:
     if not all(names):
         raise InputError(f"{text!r} has an empty name in it", hint="publications are separated by single commas")
     return names
+
+
+def _is_given(option: str) -> bool:
+    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
+
+
+def _check_no_file(*, append: bool, overwrite: bool, synced: bool) -> None:
+    """Refuse options about FILE where there is none. Raises UsageError."""
+    given = {"--append": append, "--overwrite": overwrite, "--fsync-interval": synced}
+    for option, is_given in given.items():
+        if is_given:
+            raise click.UsageError(f"{option} goes with --output FILE")
 
 
 def _check_beginning(
@@ -375,14 +410,22 @@ def _signals(pipeline: Pipeline, *, to_file: bool) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _report_end(run: Run, outcome: Outcome) -> None:
+def _report_end(run: Run, outcome: Outcome, *, stored: bool) -> None:
     progress = outcome.progress
     done = f"{progress.rows} rows, {progress.transactions} transactions, up to {progress.position}"
     run.report.notice(f"stopped: {done}" if outcome.reason == "stopped" else f"done: {done}")
+    unfinished = sorted(progress.unfinished.values())
+    if unfinished:
+        named = ", ".join(unfinished[:_NAMED]) + (", …" if len(unfinished) > _NAMED else "")
+        then = "it begins again with the next run" if stored else "not all of their rows were printed"
+        run.report.notice(f"the copy of {_counted(len(unfinished), 'table')} is cut short ({named}); {then}")
 
 
 class _Watcher:
-    """Pass on to the terminal what the pipeline tells, with a live line where that is wanted."""
+    """Pass on to stderr what the pipeline tells, and where ``live`` wants it the progress.
+
+    At a terminal that is a line that changes, elsewhere a line now and then.
+    """
 
     def __init__(self, run: Run, live: bool) -> None:
         self._run = run
@@ -392,15 +435,16 @@ class _Watcher:
         self._last_rows = 0
 
     def __enter__(self) -> _Watcher:
-        if self._live:
+        if self._live and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import Progress as ProgressBar
             from rich.progress import SpinnerColumn, TextColumn
+            from rich.table import Column
 
             console = Console(stderr=True, highlight=False, markup=False)
-            self._bar = ProgressBar(
-                SpinnerColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True
-            )
+            # On a narrow terminal it takes two lines, rather than lose its end.
+            text = TextColumn("{task.description}", markup=False, table_column=Column())
+            self._bar = ProgressBar(SpinnerColumn(), text, console=console, transient=True)
             self._bar.add_task("connecting", total=None)
             self._bar.start()
         return self
@@ -416,44 +460,50 @@ class _Watcher:
         self._run.report.warning(message, hint=hint)
 
     def may_copy(self, tables: Collection[PublishedTable]) -> bool:
+        from pgrepl.units import size_text
+
         size = sum(table.size for table in tables)
-        rows = sum(table.rows or 0 for table in tables)
-        plural = "table" if len(tables) == 1 else "tables"
-        self.notice(f"snapshot: {len(tables)} {plural}, about {rows:,} rows, {_bytes(size)}")
+        known = [table.rows for table in tables if table.rows is not None]
+        rows = f"about {sum(known):,} rows" if known else "rows unknown"
+        unknown = f" and those of {_counted(len(tables) - len(known), 'table')} never analysed"
+        more = unknown if 0 < len(known) < len(tables) else ""
+        self.notice(f"snapshot: {_counted(len(tables), 'table')}, {rows}{more}, {size_text(size)}")
         if size <= _ASK_ABOVE or not (sys.stdin.isatty() and sys.stderr.isatty()):
             return True
         if self._bar is not None:
             self._bar.stop()
-        wanted = click.confirm(f"Copy {_bytes(size)}?", err=True, default=True)
+        wanted = click.confirm(f"Copy {size_text(size)}?", err=True, default=True)
         if self._bar is not None:
             self._bar.start()
         return wanted
 
     def progress(self, progress: Progress) -> None:
-        if self._bar is None:
+        if not self._live:
             return
         now = time.monotonic()
         elapsed = now - self._last
-        if elapsed < 0.5:
+        if elapsed < (_LINE_SECONDS if self._bar is None else _LIVE_SECONDS):
             return
         rate = (progress.rows - self._last_rows) / elapsed if self._last else 0.0
         self._last, self._last_rows = now, progress.rows
-        self._bar.update(self._bar.task_ids[0], description=_describe(progress, rate))
+        if self._bar is None:
+            self.notice(_describe(progress, rate))
+        else:
+            self._bar.update(self._bar.task_ids[0], description=_describe(progress, rate))
 
 
 def _describe(progress: Progress, rate: float) -> str:
-    if progress.phase == "copying":
-        part = f" of about {progress.rows_to_copy:,}" if progress.rows_to_copy else ""
-        tables = f"{progress.tables_done} of {progress.tables} tables"
-        return f"copying: {tables}, {progress.rows_copied:,}{part} rows, {rate:,.0f} rows/s"
+    from pgrepl.units import size_text
+
     lag = max(0, Lsn(progress.received) - progress.position)
-    return f"streaming: {progress.rows:,} rows, {rate:,.0f} rows/s, at {progress.position}, {_bytes(lag)} behind"
+    pace = f"{rate:,.0f} rows/s, {size_text(lag)} behind, {size_text(progress.spooled)} spooled"
+    if progress.phase == "copying":
+        # A table that was never analysed has no estimate.
+        expected = "unknown" if progress.rows_to_copy is None else f"about {progress.rows_to_copy:,}"
+        tables = f"{progress.tables_done} of {progress.tables} tables"
+        return f"copying: {tables}, {progress.rows_copied:,} of {expected} rows, {pace}"
+    return f"streaming: {progress.rows:,} rows, {pace}, at {progress.position}"
 
 
-def _bytes(size: int) -> str:
-    number = float(size)
-    for unit in ("B", "KB", "MB", "GB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TB"
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

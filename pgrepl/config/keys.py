@@ -117,7 +117,10 @@ def value(key: Key, name: str, raw: Any, where: str) -> Value:
     try:
         return key.read(raw)
     except ValueError as error:
-        raise InputError(f"{where}: {name} {error}") from None
+        hint = (
+            "'pgrepl config set --help' has an example" if key.default is None else f"without it, it is {key.default}"
+        )
+        raise InputError(f"{where}: {name} {error}", hint=hint) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

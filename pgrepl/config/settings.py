@@ -237,7 +237,10 @@ def _database(source: Source, number: int, foreign: bool) -> Database:
     if not isinstance(entry.get("tls", {}), dict):
         raise InputError(f"{source.origin((*path, 'tls'))}: tls must be a table", hint="tls = { enabled = true }")
     if isinstance(entry.get("password"), dict) and "file" not in entry["password"]:
-        raise InputError(f'{source.origin((*path, "password"))}: password must be a text or {{ file = "…" }}')
+        raise InputError(
+            f'{source.origin((*path, "password"))}: password must be a text or {{ file = "…" }}',
+            hint='password = { file = "/run/secrets/NAME" }',
+        )
     host, dbname = (_setting(source, path, "", name, keys.DATABASE[name]).value for name in ("host", "dbname"))
     named = _setting(source, path, "", "name", keys.Key(keys.DATABASE["name"].read, f"{host}/{dbname}"))
     prefix = f"databases.{named.value}"

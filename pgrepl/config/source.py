@@ -71,13 +71,20 @@ def read_file(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the configuration file {path}: {_reason(error)}") from None
+        raise InputError(
+            f"cannot read the configuration file {path}: {_reason(error)}",
+            hint="--config and PGREPL_CONFIG name a TOML file; without them ./pgrepl.toml is read, where it exists",
+        ) from None
     if len(data) > _MOST_BYTES:
-        raise InputError(f"the configuration file {path} is longer than {_MOST_BYTES >> 20} MB")
+        raise InputError(
+            f"the configuration file {path} is longer than {_MOST_BYTES >> 20} MB", hint="is it the right file?"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"the configuration file {path} is not UTF-8 text") from None
+        raise InputError(
+            f"the configuration file {path} is not UTF-8 text", hint="TOML is always UTF-8: save it as that"
+        ) from None
 
 
 def read_secret(path: str, what: str) -> str:
@@ -91,9 +98,13 @@ def read_secret(path: str, what: str) -> str:
         if "\0" in text:
             raise ValueError("there is a zero byte in it")
     except UnicodeDecodeError:
-        raise InputError(f"cannot read the {what} {path}: it is not UTF-8 text") from None
+        raise InputError(
+            f"cannot read the {what} {path}: it is not UTF-8 text", hint="put nothing but the text of it into the file"
+        ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the {what} {path}: {_reason(error)}") from None
+        raise InputError(
+            f"cannot read the {what} {path}: {_reason(error)}", hint="the user that runs pgrepl must be able to read it"
+        ) from None
     return text
 
 
@@ -111,10 +122,11 @@ def read_text(path: Path, text: str) -> Source:
         lines = _lines(text.replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         raise InputError(
-            f"the configuration file {path} is not TOML: {str(error)[:1].lower()}{str(error)[1:]}"
+            f"the configuration file {path} is not TOML: {str(error)[:1].lower()}{str(error)[1:]}",
+            hint="'pgrepl config set' writes such a file",
         ) from None
     except RecursionError:
-        raise InputError(f"the configuration file {path} is nested too deeply") from None
+        raise InputError(f"the configuration file {path} is nested too deeply", hint="is it the right file?") from None
     source = Source(path, values, {key: f"{path}:{line}" for key, line in lines.items()})
     if not isinstance(values.get("pipeline", {}), dict):
         raise InputError(f"{source.origin(('pipeline',))}: pipeline must be a table", hint="write [pipeline]")

@@ -41,6 +41,7 @@ from pgrepl.lsn import Lsn
 from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.decoder import decode
 from pgrepl.pgoutput.walsender import Keepalive, parse_copy_data
+from pgrepl.stores.memory import MemoryStore
 from pgrepl.stores.told import to_json
 
 _PRUNE_INTERVAL = 3600.0
@@ -107,6 +108,7 @@ class Applier:
 
     def begin_copies(self, beginning: Beginning) -> None:
         """Begin to copy what is due."""
+        self._progress.unfinished.clear()
         self._expect(beginning.due)
         if beginning.prepared is not None:
             for table in beginning.prepared.tables:
@@ -251,6 +253,7 @@ class Applier:
                 if not self._core.is_copying(table.oid, number):
                     return
                 attempt = self._run.copies[table.oid] = self._run.copies.get(table.oid, 0) + 1
+                self._progress.unfinished[table.oid] = table.qualified
                 self._changes.knows(table)
                 self._versions.copied(table, snapshot_lsn)
                 self.perform(self._core.copy_begins(table.oid, number, snapshot_lsn))
@@ -267,6 +270,8 @@ class Applier:
                 attempt = self._run.copies[table.oid]
                 self._output.emit(events.SnapshotEnd(table, attempt, rows, snapshot_lsn))
                 self._progress.tables_done += 1
+                if isinstance(self._run.store, MemoryStore):
+                    self._progress.unfinished.pop(table.oid, None)
                 self.perform(self._core.copy_ends(table.oid, number))
             case copying.Lost(oids, number, reason):
                 self._run.observer.warning(f"{reason}; the copy begins again")
@@ -275,6 +280,7 @@ class Applier:
                 self.perform(self._core.copy_lost(oids, number))
             case copying.Gone(oids, number):
                 for oid in oids:
+                    self._progress.unfinished.pop(oid, None)
                     self.perform(self._core.copy_gone(oid, number))
                 # They may be back already.
                 self._run.refresh = True
@@ -284,6 +290,7 @@ class Applier:
                 if not self._persistent:
                     raise error
                 self._run.observer.warning(f"{error}; the stream goes on without this table", hint=error.hint)
+                self._progress.unfinished.pop(oid, None)
                 in_store(self._run, lambda: self._run.store.errored(oid, str(error), error.hint))
                 self.perform(self._core.copy_failed(oid, number))
 
@@ -311,9 +318,7 @@ class Applier:
 
     def _expect(self, tables: Sequence[PublishedTable]) -> None:
         if tables:
-            self._progress.phase = "copying"
-            self._progress.tables += len(tables)
-            self._progress.rows_to_copy += sum(table.rows or 0 for table in tables)
+            self._progress.expect(tables)
 
     # What is due between messages.
 
@@ -378,6 +383,7 @@ class Applier:
                     run.spool.drop(table, before)
                 case Forget(tables):
                     for table in tables:
+                        self._progress.unfinished.pop(table, None)
                         in_store(run, partial(store.forget, table))
                 case HandOver(tables):
                     self._hand_over(tables)
@@ -409,3 +415,5 @@ class Applier:
                 definition = of_message(content)
                 in_store(self._run, partial(self._run.store.version, definition, lsn))
         self.perform(self._core.handed_over())
+        for table in tables:
+            self._progress.unfinished.pop(table, None)

@@ -67,21 +67,32 @@ class Options:
 class Progress:
     """How far a run is, for whoever watches.
 
-    ``rows`` counts all row events given, ``rows_copied`` those of copies, of about ``rows_to_copy``. ``position`` is
-    up to where the stream is done, ``received`` how far the server has read, ``spooled`` how many bytes wait for a
-    copy to end.
+    ``rows`` counts all row events given, ``rows_copied`` those of copies, of about ``rows_to_copy``, which is None when
+    a table was never analysed. ``position`` is up to where the stream is done, ``received`` how far the server has
+    read, ``spooled`` how many bytes wait for a copy to end. ``unfinished`` are the names, by OID, of tables whose copy
+    would have to begin again if the run ended now, or where nothing is stored, whose rows are not all given.
     """
 
     phase: Literal["connecting", "copying", "streaming"] = "connecting"
     tables: int = 0
     tables_done: int = 0
     rows_copied: int = 0
-    rows_to_copy: int = 0
+    rows_to_copy: int | None = 0
     rows: int = 0
     transactions: int = 0
     spooled: int = 0
     position: Lsn = field(default_factory=Lsn)
     received: Lsn = field(default_factory=Lsn)
+    unfinished: dict[int, str] = field(default_factory=dict)
+
+    def expect(self, tables: Collection[PublishedTable]) -> None:
+        """Take note of tables that are going to be copied."""
+        self.phase = "copying"
+        self.tables += len(tables)
+        self.unfinished.update((table.oid, table.qualified) for table in tables)
+        estimates = [self.rows_to_copy, *(table.rows for table in tables)]
+        known = [rows for rows in estimates if rows is not None]
+        self.rows_to_copy = sum(known) if len(known) == len(estimates) else None
 
 
 class Observer(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from pgrepl.errors import InputError, OperationError
+from pgrepl.names import quote_ident
 
 STATE_SCHEMA = "etl"
 """The schema of the pipelines' own state; printing its changes would bring about more of them, without end."""
@@ -49,7 +50,9 @@ class Selection:
         missing = sorted(".".join(name) for name in (self.only | self.without) - named)
         where = f"publication {', '.join(publications)}"
         if not tables:
-            raise OperationError(f"{where} has no tables", hint="ALTER PUBLICATION … ADD TABLE …")
+            raise OperationError(
+                f"{where} has no tables", hint=f"ALTER PUBLICATION {quote_ident(next(iter(publications)))} ADD TABLE …"
+            )
         if missing:
             raise InputError(f"{where} does not have {', '.join(missing)}", hint=f"it has {_some(named)}")
         wanted = [table for table in tables if self.wants(table)]

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, cast
 
 from pgrepl.engine.patience import Patience, at_once
-from pgrepl.errors import OperationError, OutputError
+from pgrepl.errors import InputError, OperationError, OutputError
 from pgrepl.lsn import Lsn
 
 MEMORY_BYTES: Final = 8 << 20
@@ -286,6 +286,14 @@ class _RunDirectory:
         # What cannot be removed now is removed by the next run.
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
+
+
+def check_directory(directory: Path) -> None:
+    """Make the directory, and check that files can be made in it. Raises InputError."""
+    try:
+        _RunDirectory(directory).remove()
+    except OutputError as error:
+        raise InputError(str(error), hint=error.hint) from None
 
 
 def remove_abandoned(parent: Path) -> None:

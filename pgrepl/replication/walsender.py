@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import select
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from psycopg import Error, pq
 from psycopg import connect as psycopg_connect
 
-from pgrepl.connection import one_line, session_params
+from pgrepl.connection import log_connected, one_line, session_params
 from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.names import check_slot_name, quote_ident
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from psycopg.errors import Diagnostic
 
     from pgrepl.conninfo import ConnectionTarget
+
+_log = logging.getLogger(__name__)
 
 _WAIT_STEP = 0.25
 _CANCEL_SECONDS = 5.0
@@ -73,6 +76,7 @@ class Walsender:
             connection = psycopg_connect("", autocommit=True, **params)  # type: ignore[arg-type]
         except Error as error:
             raise refused(error, target) from None
+        log_connected(connection, "walsender")
         return cls(connection)
 
     def _notice(self, diagnostic: Diagnostic) -> None:
@@ -175,6 +179,7 @@ class Walsender:
                 self._abandon(name, temporary=temporary)
             raise
         assert point is not None
+        _log.info("slot %s has its consistent point at %s", name, point)
         return Lsn.parse(point), snapshot
 
     def _abandon(self, name: str, *, temporary: bool) -> None:
@@ -240,6 +245,7 @@ class Walsender:
             raise OperationError("unexpected answer to START_REPLICATION")
 
     def _execute(self, command: str, waiting: Waiting | None) -> pq.abc.PGresult:
+        _log.info("walsender %s: %s", self.pid, command)
         with lost_connection():
             self.pgconn.send_query(command.encode())
             result = self._result(waiting)

@@ -115,12 +115,22 @@ class Sandbox:
         """Return the environment with which every command uses the sandbox. Raises OperationError unless it runs."""
         dsn = self.status().dsn
         if dsn is None:
-            raise OperationError("the sandbox does not run", hint="pgrepl sandbox start")
+            raise _not_running()
         return {"PGREPL_DSN": dsn}
 
-    def psql(self, arguments: list[str]) -> list[str]:
-        """Return the command that opens psql on the sandbox. Raises OperationError unless it runs."""
-        return [str(self._installed / "bin" / "psql"), self.env()["PGREPL_DSN"], *arguments]
+    def psql(self, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+        """Return the command that opens psql on the sandbox, and its environment. Raises OperationError unless it runs.
+
+        The place is in the environment alone, so that every option of psql counts, also ``-d``.
+        """
+        status = self.status()
+        if status.host is None:
+            raise _not_running()
+        # These would lead elsewhere (PostgreSQL documentation, Environment Variables of libpq).
+        environment = {name: value for name, value in os.environ.items() if name not in ("PGHOSTADDR", "PGSERVICE")}
+        environment |= {"PGHOST": status.host, "PGPORT": str(status.port)}
+        environment |= {"PGUSER": status.user, "PGDATABASE": status.database}
+        return [str(self._installed / "bin" / "psql"), *arguments], environment
 
     def destroy(self) -> None:
         """Stop the server and remove all its files. Raises OperationError."""
@@ -173,3 +183,7 @@ class Sandbox:
             yield
         finally:
             os.close(descriptor)
+
+
+def _not_running() -> OperationError:
+    return OperationError("the sandbox does not run", hint="pgrepl sandbox start")

@@ -49,7 +49,10 @@ class FileSink:
             # Where in the file the bytes of this run begin.
             self._base = self._size()
         except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error.strerror}") from None
+            raise InputError(
+                f"cannot write {self._path}: {error.strerror}",
+                hint="FILE is made in a directory that exists, and that may be written to",
+            ) from None
         self._written = 0
         # How much of the data of an attempt to write that failed stands in the file.
         self._taken = 0

@@ -17,6 +17,7 @@ from pgrepl.doctor import Finding, Fix, Report, ServerIdentity, Status
 from pgrepl.stores.tables import CREATE_PIPELINES
 from tests.command import eventually, pgrepl
 from tests.conftest import NewServer
+from tests.doctor.fixes import make_slot
 from tests.servers.database import Database
 from tests.servers.server import Server
 
@@ -133,6 +134,25 @@ def test_only_and_skip_and_provider(database18: Database) -> None:
     document = json.loads(done.stdout)
     assert "pub.exists" not in [check["id"] for check in document["checks"]]
     assert document["server"]["provider"] == "azure"
+
+
+def test_probe_and_upgrade_are_done_when_asked_for(new_server: NewServer) -> None:
+    database = Database(new_server(18), "postgres")
+    database.psql("CREATE TABLE t (a int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
+    make_slot(database, "behind")
+    database.psql("INSERT INTO t VALUES (1)")
+    command = ["doctor", "p", "--json", "--only", "live.end_to_end", "--only", "up.pg_upgrade", "-d", database.dsn()]
+
+    def found(*options: str) -> dict[str, tuple[str, str | None]]:
+        checks = json.loads(pgrepl(*command, *options).stdout)["checks"]
+        return {check["id"]: (check["status"], check["object"]) for check in checks}
+
+    assert found() == {"live.end_to_end": ("skip", None), "up.pg_upgrade": ("skip", None)}
+    assert found("--probe") == {"live.end_to_end": ("pass", None), "up.pg_upgrade": ("skip", None)}
+    assert found("--upgrade") == {"live.end_to_end": ("skip", None), "up.pg_upgrade": ("warn", "behind")}
+    # Nothing of the probe is left.
+    slots = "SELECT string_agg(slot_name, ',') FROM pg_replication_slots"
+    eventually(lambda: database.psql(slots).strip() == "behind")
 
 
 def test_a_publication_of_the_configuration_is_taken(database18: Database, tmp_path: Path) -> None:

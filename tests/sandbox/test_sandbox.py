@@ -32,9 +32,9 @@ def data_home() -> Iterator[Path]:
 def pgrepl(data_home: Path) -> Iterator[Pgrepl]:
     """Run pgrepl with that data directory; the sandbox is destroyed afterwards."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pgrepl", *arguments]
-        environment = {**os.environ, "XDG_DATA_HOME": str(data_home)}
+        environment = {**os.environ, "XDG_DATA_HOME": str(data_home), **more}
         return subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
@@ -55,6 +55,15 @@ def test_its_life(pgrepl: Pgrepl, data_home: Path) -> None:
     settings = "SELECT current_setting('wal_level'), current_setting('listen_addresses')"
     assert pgrepl("sandbox", "psql", "--", "-Atc", settings).stdout == "logical|127.0.0.1\n"
     pgrepl("sandbox", "psql", "--", "-c", "CREATE TABLE kept ()")
+
+    # Every option of psql means the sandbox, whatever the shell's environment says.
+    pgrepl("sandbox", "psql", "--", "-c", "CREATE DATABASE other")
+    where = "SELECT current_database(), current_user, inet_server_addr() IS NULL"
+    assert pgrepl("sandbox", "psql", "--", "-d", "other", "-Atc", where).stdout == "other|postgres|t\n"
+    elsewhere = {"PGHOST": "/nonexistent", "PGHOSTADDR": "127.0.0.2", "PGPORT": "1", "PGDATABASE": "x", "PGUSER": "x"}
+    for environment in (elsewhere, {"PGSERVICE": "x"}):
+        done = pgrepl("sandbox", "psql", "--", "-Atc", where, **environment)
+        assert done.stdout == "postgres|postgres|t\n", done.stderr
 
     again = pgrepl("sandbox", "start")
     assert again.returncode == 0

@@ -410,3 +410,14 @@ def test_contradictions(database18: Database, options: list[str], message: str) 
 def test_refusals_have_one_line(database18: Database) -> None:
     prepare(database18)
     refused(run_tail("pub", "--slot", "mine", dsn=database18.dsn()), 1, "slot mine does not exist", "--keep-slot")
+
+
+def test_now_and_all_are_written_as_the_help_shows_them_or_in_capitals(database: Database) -> None:
+    ran_once(database)
+    for now, all_ in (("now", "all"), ("NOW", "ALL")):
+        finished = run_tail(*POSTGRES, "--until-lsn", now, "--resnapshot", all_, dsn=database.dsn())
+        assert finished.code == 0, finished.stderr
+        assert [event["op"] for event in finished.events] == ["snapshot_begin", "read", "snapshot_end"]
+    shown = run_tail("--help").stdout
+    assert "--until-lsn LSN|now " in shown
+    assert "--resnapshot SCHEMA.TABLE|all " in shown
