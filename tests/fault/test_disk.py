@@ -332,7 +332,7 @@ def test_a_full_spool_pauses_the_stream(transactions: int, database18: Database,
         with slowcopy.halted(connection):
             write_much(connection, transactions)
             wait(lambda: spooled(spool) > 1 << 20, "a spool on disk", of=tail)
-            wait(lambda: stands_still(connection), "the pause", of=tail)
+            wait(lambda: rests(connection, spool), "the pause", of=tail)
             assert spooled(spool) <= 12 << 20
         wait(lambda: ready(connection), "the end of the copy", 120, of=tail)
         assert tail.stop().code == 143
@@ -456,6 +456,16 @@ def stands_still(connection: psycopg.Connection) -> bool:
     """Whether the server cannot send on."""
     query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'WalSenderWriteData'"
     return connection.execute(query).fetchone() is not None
+
+
+def rests(connection: psycopg.Connection, spool: Path) -> bool:
+    """Whether the server cannot send on, and what was spooled stays as it is, for a second."""
+    before, end = spooled(spool), time.monotonic() + 1
+    while time.monotonic() < end:
+        if not stands_still(connection) or spooled(spool) != before:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def spooled(spool: Path) -> int:
