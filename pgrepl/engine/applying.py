@@ -167,6 +167,8 @@ class Applier:
         kind = type(message)
         if kind is messages.Begin:
             assert isinstance(message, messages.Begin)
+            # A hand-over that a keepalive caused may have reached the limit.
+            self.end_between()
             self._end_at(message.final_lsn)
             self._changes.apply(start, message)
             self._core.begin(message.final_lsn)

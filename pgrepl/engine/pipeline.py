@@ -81,7 +81,7 @@ class Pipeline:
         if run.options.duration is not None:
             run.deadline = time.monotonic() + run.options.duration
         try:
-            if isinstance(run.sink, FileSink) and isinstance(run.store, MemoryStore):
+            if isinstance(run.sink, FileSink) and run.options.slot is None:
                 run.sink.begin()
             reason = self._sessions(run)
             # Stopped while nothing can be written: that has been said.

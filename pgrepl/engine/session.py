@@ -161,7 +161,7 @@ class Session:
         run = self._run
         run.copies.update(beginning.copies)
         output_position = None
-        if isinstance(run.sink, FileSink) and self._keeps_state:
+        if isinstance(run.sink, FileSink) and self._persistent:
             identity = beginning.identity
             held = run.sink.adopt(identity.system_identifier, identity.slot, self._options.format_name)
             for oid, count in held.copies.items():
@@ -171,7 +171,7 @@ class Session:
             # Shared with the sidecar, which is written with each sync.
             held.copies = run.copies
             begun = any(state.phase is not Phase.INIT for state in beginning.tables.values())
-            if held.position == 0 and beginning.prepared is None and begun:
+            if held.position == 0 and beginning.prepared is None and begun and self._keeps_state:
                 self._observer.notice(
                     "the output begins in the middle: what was printed before is elsewhere; --resnapshot all copies"
                     " every table into this one"
@@ -193,12 +193,12 @@ class Session:
             walsender.close()
         slice_ = _SLICE
         while True:
+            self._applier.end_between()
             if only and not self._core.copying and self._core.at_boundary:
                 raise End("snapshot")
             if not receiving and self._core.awaits_stream:
                 receiving = True
                 self._start_receiving(self._connections.walsender(self._identity.slot))
-            self._applier.end_between()
             self._read(slice_)
             self._connections.say_notices()
             began = time.monotonic()

@@ -127,14 +127,16 @@ class Start:
         found = None
         if slot is not None:
             found = resume.SlotFacts(slot.confirmed_flush_lsn, slot.verdict.text if slot.lost else None)
-        sink, in_memory = self._run.sink, isinstance(self._run.store, MemoryStore)
+        sink, output = self._run.sink, None
+        if isinstance(sink, FileSink):
+            output = sink.check(identity.system_identifier, identity.slot, self._options.format_name)
         return resume.decide(
             state,
             found,
             resume.Here(identity, self._connections.wal_end(), history),
             accept_slot_position=self._options.accept_slot_position,
             from_lsn=self._options.from_lsn,
-            output=sink.holds_until() if isinstance(sink, FileSink) and not in_memory else None,
+            output=output,
         )
 
     def _fresh(self, walsender: Walsender, identity: Identity, tables: list[PublishedTable]) -> Beginning:

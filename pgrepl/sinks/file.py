@@ -90,8 +90,8 @@ class FileSink:
             self._empty()
         elif os.path.lexists(sidecar.path_of(self._path)):
             raise InputError(
-                f"{self._path} is written with a stored state, says {sidecar.path_of(self._path)}: the next run with"
-                " that would cut off what this one appends",
+                f"{self._path} is the file of a slot that is kept, says {sidecar.path_of(self._path)}: the next run"
+                " with that would cut off what this one appends",
                 hint="write to another file, or begin this one anew with --overwrite",
             )
         elif self._existing == "refuse" and self._size():
@@ -104,44 +104,35 @@ class FileSink:
         sidecar.path_of(self._path).unlink(missing_ok=True)
         self._cut(0)
 
-    def holds_until(self) -> Lsn:
-        """Up to which position the file, and those that it was before, hold everything; 0/0 for a new one.
+    def check(self, system_identifier: str, slot: str, format_name: str) -> Lsn:
+        """Find out whether ``adopt`` can be called, and change nothing.
 
-        Raises InputError for a file that ``adopt`` refuses without knowing the pipeline.
+        Gives up to which position the file, and those that it was before, hold everything; 0/0 for a new one. Raises
+        InputError for a file that is another's, or has no room for a sidecar beside it, and PositionError for one that
+        is not what its sidecar says.
         """
-        found = None if self._existing == "overwrite" else sidecar.read(self._path)
-        if found is None:
-            self._refuse_unknown()
+        if not os.access(self._path.parent, os.W_OK | os.X_OK):
+            raise InputError(
+                f"no sidecar can be written beside {self._path}: its directory is not writable",
+                hint="write to a file in another directory",
+            )
+        found = self._find(system_identifier, slot, format_name)
         return Lsn(0) if found is None else found.position
 
-    def _refuse_unknown(self) -> None:
-        if self._existing == "refuse" and self._size():
-            raise InputError(
-                f"{self._path} is not empty and has no sidecar that says what it holds",
-                hint="--append writes on at its end, --overwrite begins it anew",
-            )
-
     def adopt(self, system_identifier: str, slot: str, format_name: str) -> Sidecar:
-        """Make the file ready for a run that goes on from a stored state, and give what it holds.
+        """Make the file ready for a run that goes on from a persistent slot, and give what it holds.
 
         A new or emptied file has the position 0/0; one whose predecessor was renamed goes on where that one ends.
-        Raises InputError for a file that is another's, and PositionError for one that is not what its sidecar says.
+        Raises what ``check`` raises, and OutputError.
         """
-        size = self._size()
+        found = self._find(system_identifier, slot, format_name)
         if self._existing == "overwrite":
             self._empty()
-            size = 0
-        found = sidecar.read(self._path)
         if found is None:
-            self._refuse_unknown()
-            found = Sidecar(size, Lsn(0), system_identifier, slot, format_name)
-        else:
-            self._check_owner(found, system_identifier, slot, format_name)
-            if size == 0 and (found.offset > 0 or found.inode != self._inode()):
-                self._follow_rename(found)
-                found.offset = 0
-            else:
-                self._check_content(found, size)
+            found = Sidecar(self._size(), Lsn(0), system_identifier, slot, format_name)
+        elif self._begins_anew(found):
+            self._follow_rename(found)
+            found.offset = 0
         self._cut(found.offset)
         self._sidecar = found
         self._marked = self._vouched = (self._written, found.position)
@@ -149,6 +140,26 @@ class FileSink:
         # Only the first time: a run that goes back to its last sync has written the file itself.
         self._existing = "refuse"
         return found
+
+    def _find(self, system_identifier: str, slot: str, format_name: str) -> Sidecar | None:
+        """Read the sidecar, and hold it against the file."""
+        if self._existing == "overwrite":
+            return None
+        found = sidecar.read(self._path)
+        if found is None:
+            if self._existing == "refuse" and self._size():
+                raise InputError(
+                    f"{self._path} is not empty and has no sidecar that says what it holds",
+                    hint="--append writes on at its end, --overwrite begins it anew",
+                )
+            return None
+        self._check_owner(found, system_identifier, slot, format_name)
+        if not self._begins_anew(found):
+            self._check_content(found)
+        return found
+
+    def _begins_anew(self, found: Sidecar) -> bool:
+        return self._size() == 0 and (found.offset > 0 or found.inode != self._inode())
 
     def _check_owner(self, found: Sidecar, system_identifier: str, slot: str, format_name: str) -> None:
         if (found.slot, found.format) != (slot, format_name):
@@ -162,7 +173,8 @@ class FileSink:
                 hint="write to another file, or begin this one anew with --overwrite",
             )
 
-    def _check_content(self, found: Sidecar, size: int) -> None:
+    def _check_content(self, found: Sidecar) -> None:
+        size = self._size()
         hint = "part of the file is lost: restore it, or begin anew with --overwrite and a new snapshot"
         if size < found.offset:
             raise PositionError(

@@ -17,6 +17,7 @@ import pytest
 
 from tests.command import eventually
 from tests.fault import slowcopy
+from tests.fault.workload import wait
 from tests.servers.database import Database
 from tests.tail.pipelines import POSTGRES, everything, prepare, ran_once, refuses
 from tests.tail.running import PATIENCE, ROOT, Event, Finished, Tail, run_tail
@@ -168,6 +169,44 @@ def test_a_file_of_somebody_elses_is_refused_before_anything_is_made(database18:
     hint = "--append writes on at its end, --overwrite begins it anew"
     refuses(database18, *POSTGRES, "-o", str(output), code=2, message="has no sidecar", hint=hint)
     assert output.read_text() == "kept\n"
+
+
+def test_a_file_of_another_slot_is_refused_before_anything_is_made(database18: Database, tmp_path: Path) -> None:
+    """A slot that was made for a run that is refused would hold WAL, and nobody would know of it."""
+    prepare(database18)
+    output = tmp_path / "out.jsonl"
+    mine = ("pub", "--keep-slot", "--slot", "mine", "-o", str(output))
+    assert run_tail(*mine, *NOW, dsn=database18.dsn()).code == 0
+    for arguments in ([*POSTGRES, "-o", str(output)], ["pub", "--keep-slot", "-o", str(output)]):
+        refuses(database18, *arguments, code=2, message="of slot mine, not json of slot", hint="--overwrite")
+    with output.open("r+b") as file:
+        file.truncate(10)
+    database18.psql("SELECT pg_drop_replication_slot('mine')")
+    refuses(database18, *mine, code=5, message="has 10 bytes, and", hint="--overwrite")
+    assert run_tail(*mine, "--overwrite", *NOW, dsn=database18.dsn()).code == 0
+
+
+def test_a_file_of_a_kept_slot_has_each_change_once(database18: Database, tmp_path: Path) -> None:
+    """Also with the memory store, which knows nothing of where the last run came to: the sidecar does."""
+    prepare(database18)
+    output = tmp_path / "out.jsonl"
+    options = ["pub", "--slot", "mine", "-o", str(output), "--fsync-interval", "100ms"]
+    sidecar = tmp_path / "out.jsonl.pgrepl"
+    number = 1
+    for beginning in (["--keep-slot"], *[["--snapshot", "never"]] * 4):
+        with Tail(*options, *beginning, dsn=database18.dsn()) as tail, database18.connect() as connection:
+            # A copy that is cut short is not begun again by a run that is to print changes only.
+            wait(lambda: sidecar.exists() and '"offset": 0,' not in sidecar.read_text(), "the copy", of=tail)
+            for _ in range(40):
+                number += 1
+                connection.execute("INSERT INTO t VALUES (%s)", [number])
+            last = f'"id":{number},'.encode()
+            wait(lambda last=last: output.exists() and last in output.read_bytes(), "the last row", of=tail)  # type: ignore[misc]
+            # Leaving the block is kill -9.
+    finished = run_tail(*options, "--snapshot", "never", *NOW, dsn=database18.dsn())
+    assert finished.code == 0, finished.stderr
+    printed = [event["new"]["id"] for event in events_of(output) if "new" in event]
+    assert printed == list(range(1, number + 1))
 
 
 # Where the output ends while tables are copied.
