@@ -21,7 +21,8 @@ def open_output(path: str, *, existing: Existing, interval: float) -> Sink:
             return StreamSink(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC), path)
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror}", hint="FILE is a regular one, a FIFO or a device, and not a directory"
+            f"cannot write {path}: {error.strerror}",
+            hint="FILE is a regular one, a FIFO or a device, and not a directory",
         ) from None
     return FileSink(path, existing=existing, interval=interval)
 
