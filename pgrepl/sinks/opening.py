@@ -20,7 +20,10 @@ def open_output(path: str, *, existing: Existing, interval: float) -> Sink:
         if _is_stream(Path(path)):
             return StreamSink(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC), path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write {path}: {error.strerror}",
+            hint="FILE is a regular one, a FIFO or a device, and not a directory",
+        ) from None
     return FileSink(path, existing=existing, interval=interval)
 
 

@@ -99,7 +99,9 @@ def test_a_directory(database18: Database, tmp_path: Path) -> None:
         finished = run_tail(*POSTGRES, "-o", str(tmp_path), dsn=database18.dsn())
         assert everything(connection) == before
     assert finished.code == 2
-    assert finished.complaints == [f"pgrepl: error: cannot write {tmp_path}: Is a directory"]
+    error, hint = finished.complaints
+    assert error == f"pgrepl: error: cannot write {tmp_path}: Is a directory"
+    assert hint == "hint: FILE is a regular one, a FIFO or a device, and not a directory"
 
 
 def test_a_link_to_a_file(database18: Database, tmp_path: Path) -> None:
