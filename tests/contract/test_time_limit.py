@@ -18,9 +18,11 @@ RUNNING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND
 
 @pytest.fixture
 def locked(database18: Database) -> Iterator[Database]:
-    """A database of whose publications nobody can see anything."""
+    """A database with a published table that nobody can look at, as during an ALTER TABLE."""
+    # No catalog: new connections may wait for those, too.
+    database18.psql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE t")
     with database18.connect() as connection, connection.transaction():
-        connection.execute("LOCK pg_catalog.pg_publication")
+        connection.execute("LOCK TABLE t")
         yield database18
 
 
