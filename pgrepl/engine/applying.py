@@ -108,7 +108,7 @@ class Applier:
 
     def begin_copies(self, beginning: Beginning) -> None:
         """Begin to copy what is due."""
-        self._progress.unfinished.clear()
+        self._progress.begin_again()
         self._expect(beginning.due)
         if beginning.prepared is not None:
             for table in beginning.prepared.tables:

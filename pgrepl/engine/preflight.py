@@ -60,6 +60,11 @@ def check_publications(
 
     Raises OperationError when a publication is missing or empty, InputError for a table that is not in it.
     """
+    return selection.of(published(connection, names), names)
+
+
+def published(connection: psycopg.Connection, names: Sequence[str]) -> list[PublishedTable]:
+    """Read the tables of the publications, wanted or not. Raises OperationError when one is missing."""
     existing = {publication.name for publication in publications.all_of(connection)}
     missing = [name for name in names if name not in existing]
     if missing:
@@ -68,7 +73,7 @@ def check_publications(
             f"publication {', '.join(missing)} does not exist",
             hint=f"this database has {there}" if there else "this database has none: 'pgrepl setup' makes one",
         )
-    return selection.of(publications.published_tables(connection, names), names)
+    return publications.published_tables(connection, names)
 
 
 def published_oids(connection: psycopg.Connection, names: Sequence[str]) -> set[int]:

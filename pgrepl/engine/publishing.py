@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import psycopg
 
@@ -31,6 +32,8 @@ class Publishing:
             core.table_left(oid, read_at)
         self._next_refresh = 0.0
         self._not_before = 0.0
+        # What was named and is not there any more, as it was said last.
+        self._missing: list[str] = []
 
     def wants(self, table: Table) -> bool:
         """Say whether a table is read; those of the state are, under whatever name, new ones are judged by theirs."""
@@ -62,17 +65,18 @@ class Publishing:
                 # Reading about tables takes locks on them, behind an ALTER or TRUNCATE that may be waiting for the end
                 # of our own copies: and those wait for this thread.
                 admin.execute(_LOCK_TIMEOUT)
-                tables = preflight.check_publications(admin, self._options.publications, self._options.selection)
-                published = preflight.published_oids(admin, self._options.publications)
+                published = preflight.published(admin, self._options.publications)
         except psycopg.errors.LockNotAvailable:
             self._not_before = time.monotonic() + _LOCKED_PAUSE
             return [], []
         self._run.refresh = False
         # Read afterwards, and not how far it is flushed: what tables changed before they left is before this position.
         _, read_at = server.wal_ends(admin)
+        self._tell_missing(published)
+        tables = [table for table in published if self._options.selection.wants(table)]
         known = set(self._core.tables)
         # One that is only called otherwise now is in the publication still.
-        there = {table.oid for table in tables} | known & published
+        there = {table.oid for table in tables} | known & {table.oid for table in published}
         actions = self._core.tables_now(there, read_at)
         due = [table for table in tables if self._core.tables[table.oid].phase is Phase.INIT]
         for table in due:
@@ -83,3 +87,14 @@ class Publishing:
         for table in due:
             self._core.tables[table.oid] = TableState(Phase.READY)
         return actions, []
+
+    def _tell_missing(self, published: Sequence[PublishedTable]) -> None:
+        """Say which of the named tables are not published any more: that stops no run, since they may come back."""
+        missing = self._options.selection.missing(published)
+        if missing and missing != self._missing:
+            named = ", ".join(self._options.publications)
+            self._run.observer.warning(
+                f"publication {named} does not have {', '.join(missing)} any more; going on without",
+                hint="once it is back it is copied again",
+            )
+        self._missing = missing

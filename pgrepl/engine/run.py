@@ -85,6 +85,13 @@ class Progress:
     received: Lsn = field(default_factory=Lsn)
     unfinished: dict[int, str] = field(default_factory=dict)
 
+    def begin_again(self) -> None:
+        """Take note that the copies that were going on have to begin anew."""
+        self.tables -= len(self.unfinished)
+        self.tables_done = self.tables
+        self.rows_to_copy = self.rows_copied
+        self.unfinished.clear()
+
     def expect(self, tables: Collection[PublishedTable]) -> None:
         """Take note of tables that are going to be copied."""
         self.phase = "copying"

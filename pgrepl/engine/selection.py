@@ -40,14 +40,17 @@ class Selection:
         name = (table.schema, table.name)
         return table.schema != STATE_SCHEMA and name not in self.without and (not self.only or name in self.only)
 
+    def missing(self, published: Iterable[Named]) -> list[str]:
+        """List the tables that were named and are not published."""
+        return sorted(".".join(name) for name in (self.only | self.without) - _names(published))
+
     def of(self, published: Iterable[_T], publications: Collection[str]) -> list[_T]:
         """Choose the wanted tables.
 
         Raises InputError when a table that was named is not published, OperationError when none is left.
         """
         tables = list(published)
-        named = {(table.schema, table.name) for table in tables}
-        missing = sorted(".".join(name) for name in (self.only | self.without) - named)
+        named, missing = _names(tables), self.missing(tables)
         where = f"publication {', '.join(publications)}"
         if not tables:
             raise OperationError(
@@ -62,6 +65,10 @@ class Selection:
                 hint=f"it has {_some(named)}; tables of schema {STATE_SCHEMA} are never printed",
             )
         return wanted
+
+
+def _names(tables: Iterable[Named]) -> set[TableName]:
+    return {(table.schema, table.name) for table in tables}
 
 
 def _some(names: Collection[TableName]) -> str:

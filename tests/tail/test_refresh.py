@@ -56,6 +56,27 @@ def test_sigusr1_takes_note_of_a_table_that_left(database18: Database) -> None:
         assert tail.stop().code == 143
 
 
+def test_a_named_table_that_leaves_ends_no_run(database18: Database) -> None:
+    """It is said once, and when it comes back it is copied, for what was missed."""
+    pipelines.prepare(database18)
+    database18.psql(_ADD)
+    options = ["--table", "public.t", "--table", "public.later", "--refresh", "200ms"]
+    with Tail(*pipelines.POSTGRES, *options, dsn=database18.dsn()) as tail:
+        tail.until_op("snapshot_end", 2)
+        database18.psql("ALTER PUBLICATION pub DROP TABLE later")
+        tail.until_stderr("publication pub does not have public.later any more; going on without")
+        database18.psql("INSERT INTO t VALUES (2); INSERT INTO later VALUES (2)")
+        tail.until_op("insert")
+        database18.psql("ALTER PUBLICATION pub ADD TABLE later")
+        tail.until_stderr("public.later has come into the publication")
+        events = tail.until_op("snapshot_end", 3)
+        finished = tail.stop()
+    assert finished.code == 143
+    assert finished.stderr.count("any more; going on without") == 1
+    last = [event["new"]["id"] for event in events[-3:] if event["op"] == "read"]
+    assert sorted(last) == [1, 2]
+
+
 def test_refresh_reads_it_now_and_then(database18: Database) -> None:
     pipelines.prepare(database18)
     with Tail("pub", "--refresh", "300ms", dsn=database18.dsn()) as tail:
