@@ -10,6 +10,7 @@ the run is a failure.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -42,8 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
-def pytest_report_header() -> str:
-    return _servers_line()
+def pytest_report_header() -> list[str]:
+    shells = [shell for shell in ("bash", "zsh", "fish") if shutil.which(shell)]
+    return [_servers_line(), f"shells whose completion is tested: {_list(shells)}"]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
