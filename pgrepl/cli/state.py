@@ -88,7 +88,7 @@ class _Consent:
                 f"the slot {store.slot} is active: a running pipeline would not notice",
                 hint="stop it first" if self.force is None else "stop it first, or --force",
             )
-        run.report.notice(what)
+        run.report.notice(f"nothing is written; it would be: {what}" if self.dry_run else what)
         if self.dry_run or self.yes:
             return
         if not sys.stdin.isatty():

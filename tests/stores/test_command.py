@@ -142,7 +142,9 @@ def test_what_was_written_is_a_document(etl: Database) -> None:
         (["rollback", "public.t"], [table | {"from": "ready", "to": "sync_done"}]),
         (["reset", "public.t"], [table | {"from": "sync_done", "to": "init"}]),
     ):
-        planned = json.loads(pgrepl("state", *words, "--dry-run", "--json", "-d", etl.dsn()).stdout)
+        dry_run = pgrepl("state", *words, "--dry-run", "--json", "-d", etl.dsn())
+        planned = json.loads(dry_run.stdout)
+        assert "nothing is written; it would be: " in dry_run.stderr
         if words[0] == "rollback":
             assert pgrepl("state", "history", "public.t", "--json", "-d", etl.dsn()).stdout == before
         done = json.loads(pgrepl("state", *words, "--yes", "--json", "-d", etl.dsn()).stdout)
