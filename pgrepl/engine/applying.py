@@ -303,15 +303,16 @@ class Applier:
         self._progress.rows += count
         self._progress.rows_copied += count
         self._check_limit()
-        self.end_between()
-        if self._finish is not None:
-            self._give_up_copies()
+        self.end_beside_copies()
 
-    def _give_up_copies(self) -> None:
-        """Print no more rows of copies: the run ends with the transaction that is open.
+    def end_beside_copies(self) -> None:
+        """End the run as ``end_between`` does, and print no more rows of copies when it waits for the open transaction.
 
         They are stored as being copied, so the next run begins them again.
         """
+        self.end_between()
+        if self._finish is None:
+            return
         for oid, state in tuple(self._core.tables.items()):
             if state.phase is Phase.DATA_SYNC and not state.copied:
                 self.perform(self._core.copy_failed(oid, state.copy))

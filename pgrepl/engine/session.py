@@ -276,8 +276,7 @@ class Session:
             # Only the end of a copy makes room; the server waits meanwhile, and is told that we are alive. Once all
             # copies have ended it is the end of this transaction, which is received however large it is.
             self._receiver.check()
-            if self._run.stop:
-                self._run.check_end()
+            self._applier.end_beside_copies()
             time.sleep(min(patience, _STEP / 4))
             return None
         payloads = self._receiver.batch(patience)

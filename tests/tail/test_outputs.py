@@ -17,6 +17,7 @@ import pytest
 
 from tests.command import eventually
 from tests.fault import slowcopy
+from tests.fault.test_disk import stands_still
 from tests.fault.workload import wait
 from tests.servers.database import Database
 from tests.tail.pipelines import POSTGRES, everything, prepare, ran_once, refuses
@@ -302,6 +303,32 @@ def test_a_signal_while_copies_go_on_lets_the_transaction_end(database18: Databa
     finished = end_in_a_transaction(database18, "--streaming", "off", number=signal.SIGTERM)
     assert finished.code == 143, finished.stderr
     must_end_with_the_transaction(finished)
+
+
+@pytest.mark.parametrize("how", ["signal", "clock"])
+def test_an_end_while_the_spool_is_full_lets_the_transaction_end(how: str, slow: Database) -> None:
+    """Its end is behind what there is no room for, and the copy that would make room makes none."""
+    options = ["--jobs", "2", "--transactions", "--streaming", "off", "--spool-limit", "1MB"]
+    with (
+        Tail("pub,slowly", *options, *(["--for", "8s"] if how == "clock" else []), dsn=slow.dsn()) as tail,
+        slow.connect() as connection,
+        slowcopy.halted(connection),
+    ):
+        tail.until(lambda event: event["op"] == "snapshot_end" and event["table"] == "t")
+        with connection.transaction():
+            connection.execute("INSERT INTO t VALUES (2)")
+            connection.execute(
+                "INSERT INTO slow SELECT n, false, repeat('x', 1000) FROM generate_series(1000, 40000) n"
+            )
+            connection.execute("INSERT INTO t VALUES (3)")
+        tail.until_op("insert")
+        wait(lambda: stands_still(connection), "the pause", of=tail)
+        if how == "signal":
+            tail.send(signal.SIGTERM)
+        finished = tail.finish(60)
+    assert finished.code == (143 if how == "signal" else 0), finished.stderr
+    assert [event["new"]["id"] for event in finished.events if event["op"] == "insert"] == [2, 3]
+    assert finished.events[-1]["op"] == "commit"
 
 
 def test_limit_while_copies_go_on_lets_the_transaction_end(database18: Database) -> None:
