@@ -252,7 +252,7 @@ def test_an_end_by_the_clock_while_going_back_is_no_good_one(database18: Databas
     prepare(database18)
     finish(arguments, database18)
     trigger.write_text("always")
-    with Tail(*arguments, "--for", "4s", dsn=database18.dsn(), env=environment) as tail:
+    with Tail(*arguments, "--for", "8s", dsn=database18.dsn(), env=environment) as tail:
         with database18.connect() as connection:
             insert(connection)
             # One sync is good: before it nothing is known to be lost.
