@@ -245,25 +245,6 @@ def test_what_was_asked_for_once_is_not_done_again_on_the_way_back(database18: D
     must_be_whole(output, database18)
 
 
-def test_an_end_by_the_clock_while_going_back_is_no_good_one(database18: Database, tmp_path: Path) -> None:
-    output, trigger = tmp_path / "changes.jsonl", tmp_path / "fail"
-    arguments = ["mirrored", "--store", "postgres", "-o", str(output), "--fsync-interval", "100ms"]
-    environment = {"PYTHONPATH": f"{BROKEN_DISK}:{ROOT}", "BROKEN_DISK": str(trigger)}
-    prepare(database18)
-    finish(arguments, database18)
-    trigger.write_text("always")
-    with Tail(*arguments, "--for", "8s", dsn=database18.dsn(), env=environment) as tail:
-        with database18.connect() as connection:
-            insert(connection)
-            # One sync is good: before it nothing is known to be lost.
-            wait(lambda: not tail.running or insert(connection), "the end")
-        ended = tail.finish()
-    assert ended.code == 1, ended.stderr
-    assert f"pgrepl: error: cannot sync {output}" in ended.stderr
-    finish(arguments, database18)
-    must_be_whole(output, database18)
-
-
 @pytest.mark.parametrize("interval", ["300ms", "1h"])
 def test_a_stop_while_going_back_vouches_for_nothing(interval: str, database18: Database, tmp_path: Path) -> None:
     """No later sync says anything about what the failed one has lost, and that may be the last one, at the end."""

@@ -1,8 +1,7 @@
 """A disk that fails a sync, for a process that has this directory on its PYTHONPATH.
 
 No real disk does that on demand. When the file that BROKEN_DISK names is there, the next fdatasync fails with EIO, and
-what was written since the last good one is gone, while every later sync succeeds: as Linux does it. With "always" in
-that file it stays there.
+what was written since the last good one is gone, while every later sync succeeds: as Linux does it.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ def _failing_fdatasync(fd: int) -> None:
     if _trigger.exists() and fd in _synced:
         lost = size - _synced[fd]
         if lost > 0:
-            if _trigger.read_text() != "always":
-                _trigger.unlink()
+            _trigger.unlink()
             # The file itself is open for appending only.
             disk = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
             os.pwrite(disk, bytes(lost), _synced[fd])
