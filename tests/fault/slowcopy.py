@@ -35,6 +35,11 @@ def copying_backend(connection: psycopg.Connection) -> int:
     return pid
 
 
+def none_left(connection: psycopg.Connection) -> None:
+    """Wait until no backend copies the slow table any more: one of a run that has ended goes on to its next row."""
+    wait(lambda: connection.execute(_BACKEND).fetchone() is None, "the end of the copy")
+
+
 @contextmanager
 def halted(connection: psycopg.Connection) -> Iterator[None]:
     """Let the copy of the slow table stand still."""

@@ -67,8 +67,10 @@ def test_signals_and_the_clock_cut_a_copy_short_too(many: Database, store: str) 
             finished = tail.finish()
     assert finished.code == 0
     assert said in finished.stderr, finished.stderr
-    with Tail(*arguments, dsn=many.dsn()) as tail, many.connect() as connection, slowcopy.halted(connection):
-        finished = tail.stop(signal.SIGTERM)
+    with many.connect() as connection:
+        slowcopy.none_left(connection)
+        with Tail(*arguments, dsn=many.dsn()) as tail, slowcopy.halted(connection):
+            finished = tail.stop(signal.SIGTERM)
     assert finished.code == 143
     assert "the copy of " in finished.stderr, finished.stderr
     assert "public.slow" in finished.stderr
