@@ -35,6 +35,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not so after {seconds} s"
+        # Not instead of the condition, which alone decides; only so that asking does not take the whole processor.
         time.sleep(0.01)
 
 

@@ -93,9 +93,15 @@ def server_pool() -> Iterator[ServerPool]:
     pool.close()
 
 
-def _shared(pool: ServerPool, version: int) -> Server:
+def _need(version: int) -> None:
+    # A fresh checkout has 16 and 18 alone, and its tests must run. Where nothing may be left out, as in CI,
+    # PGREPL_REQUIRE_SERVERS has made a missing server a failure before this is reached.
     if version not in present():
         pytest.skip(f"no PostgreSQL {version} here")
+
+
+def _shared(pool: ServerPool, version: int) -> Server:
+    _need(version)
     return pool.shared(version)
 
 
@@ -141,8 +147,7 @@ def new_server(server_pool: ServerPool) -> Iterator[NewServer]:
     started: list[Server] = []
 
     def start(version: int, **settings: str) -> Server:
-        if version not in present():
-            pytest.skip(f"no PostgreSQL {version} here")
+        _need(version)
         started.append(server_pool.new(version, settings))
         return started[-1]
 

@@ -16,6 +16,7 @@ from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import Walsender
 
+# PostgreSQL tells nobody when a slot comes free or WAL is flushed, so it is asked again and again.
 _STEP = 0.05
 _FLUSH_PATIENCE = 1.0
 _SLOT_PATIENCE = 10.0

@@ -14,6 +14,7 @@ from pgrepl.errors import ConnectError, OperationError, OutputError, SyncError
 if TYPE_CHECKING:
     from pgrepl.engine.run import Run
 
+# Neither a disk nor a server says when it is back.
 _RETRY = 0.5
 _TOO_MANY_CONNECTIONS = "53300"
 _T = TypeVar("_T")

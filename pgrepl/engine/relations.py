@@ -18,6 +18,7 @@ from pgrepl.pgoutput import messages
 from pgrepl.pgoutput.types import TEXT, ValueType
 
 _VISIBLE_PATIENCE = 2.0
+# PostgreSQL tells nobody when a transaction can be seen, so it is asked again and again.
 _STEP = 0.01
 
 

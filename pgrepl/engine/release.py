@@ -27,6 +27,7 @@ from pgrepl.pgoutput.decoder import decode
 
 _PEEK_SECONDS = 2.0
 _SECONDS = 10.0
+# PostgreSQL tells nobody when a slot comes free or WAL is flushed, so it is asked again and again.
 _STEP = 0.02
 
 _PEEK = """

@@ -181,4 +181,5 @@ class Run:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.check_end()
+            # In steps: the handler of a signal sets a flag, and Python goes on sleeping after it.
             time.sleep(min(_STEP, left))

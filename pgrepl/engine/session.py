@@ -277,6 +277,7 @@ class Session:
             # copies have ended it is the end of this transaction, which is received however large it is.
             self._receiver.check()
             self._applier.end_beside_copies()
+            # The rows of the copies come between two calls; this keeps the loop from spinning when there are none.
             time.sleep(min(patience, _STEP / 4))
             return None
         payloads = self._receiver.batch(patience)
@@ -419,4 +420,5 @@ class Session:
             output.tick()
             self._applier.reopen_when_asked()
             if self._inbox.is_empty:
+                # So that a signal, SIGHUP or the next rows are noticed soon, and nothing spins.
                 time.sleep(_STEP / 4)

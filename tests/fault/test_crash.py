@@ -12,19 +12,10 @@ import pytest
 from tests.conftest import NewServer
 from tests.fault import workload
 from tests.servers.database import Database
-from tests.servers.server import Server
 from tests.tail.mirror import Writers
 from tests.tail.running import Tail
 
 _ARGUMENTS = ["mirrored", "--store", "postgres", "--refresh", "1s"]
-
-
-def _is_up(server: Server) -> bool:
-    try:
-        server.connect().close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(("version", "crashes"), [(18, 6), (16, 2)])
@@ -52,7 +43,7 @@ def test_a_server_that_crashes_is_waited_for(version: int, crashes: int, new_ser
                 server.stop(immediate=True)
                 time.sleep(dice.uniform(0, 0.5))
                 server.start()
-                workload.wait(lambda: _is_up(server), "the server")
+                workload.wait(lambda: workload.is_up(server), "the server")
                 # So that not all crashes hit runs that are still looking for the server.
                 workload.wait(lambda: workload.active_streams(database) == 2, "the streams", 120, of=file_tail)
             writers.stop()
@@ -112,7 +103,7 @@ def test_a_crash_never_leaves_the_slot_ahead_of_the_state(new_server: NewServer)
             workload.wait(lambda before=before: _confirmed_beyond(connection, before[0]), "the position", of=tail)  # type: ignore[misc]
         server.stop(immediate=True)
     server.start()
-    workload.wait(lambda: _is_up(server), "the server")
+    workload.wait(lambda: workload.is_up(server), "the server")
     with database.connect() as connection:
         workload.must_not_be_ahead(connection)
     with Tail(*arguments, "--until-lsn", "now", dsn=database.dsn()) as tail:

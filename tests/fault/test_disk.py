@@ -356,7 +356,7 @@ def test_a_server_that_stays_away_is_waited_for_though_the_store_is_there(
                 server.stop(immediate=True)
                 complained(tail, "the store is away: .*; trying again in", number)
                 server.start()
-            wait(lambda: connects(database), "the server", of=tail)
+            wait(lambda: workload.is_up(server), "the server", of=tail)
             with database.connect() as connection:
                 wait(lambda: ready(connection), "the end of the copy", 120, of=tail)
             assert tail.stop().code == 143
@@ -386,14 +386,6 @@ def complained(tail: Tail, text: str, times: int) -> None:
 
 def complaints(tail: Tail, text: str) -> list[str]:
     return [line for line in tail.stderr.splitlines() if re.search(text, line)]
-
-
-def connects(database: Database) -> bool:
-    try:
-        database.connect().close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def ready(connection: psycopg.Connection) -> bool:

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.fault import workload
@@ -51,6 +52,11 @@ def _must_be_whole(files: _Files, database: Database) -> None:
     events = files.events()
     workload.must_hold_each_once(events)
     workload.must_equal(events, database, ["bulk"])
+
+
+def _ready(connection: psycopg.Connection) -> bool:
+    query = "SELECT 1 FROM etl.replication_state WHERE is_current AND state = 'ready' HAVING count(*) = 7"
+    return connection.execute(query).fetchone() is not None
 
 
 def test_a_renamed_file_is_followed_by_a_new_one(database18: Database, tmp_path: Path) -> None:
@@ -119,8 +125,7 @@ def test_killed_between_the_new_name_and_the_signal(database18: Database, tmp_pa
     workload.prepare(database18)
     with database18.connect() as connection:
         with Tail(*_arguments(files, "1h"), dsn=database18.dsn()) as tail:
-            query = "SELECT 1 FROM etl.replication_state WHERE is_current AND state = 'ready' HAVING count(*) = 7"
-            wait(lambda: connection.execute(query).fetchone() is not None, "the end of the copies", of=tail)
+            wait(lambda: _ready(connection), "the end of the copies", of=tail)
             size = files.path.stat().st_size
             connection.execute("INSERT INTO composite VALUES (1, 'x', 1)")
             wait(lambda: files.path.stat().st_size > size, "a change that is not synced", of=tail)
@@ -144,8 +149,7 @@ def test_a_failed_sync_does_not_swallow_the_signal(database18: Database, tmp_pat
         database18.connect() as connection,
         Tail(*_arguments(files, "1h"), dsn=database18.dsn(), env=environment) as tail,
     ):
-        query = "SELECT 1 FROM etl.replication_state WHERE is_current AND state = 'ready' HAVING count(*) = 7"
-        wait(lambda: connection.execute(query).fetchone() is not None, "the end of the copies", of=tail)
+        wait(lambda: _ready(connection), "the end of the copies", of=tail)
         size = files.path.stat().st_size
         connection.execute("INSERT INTO composite VALUES (1, 'x', 1)")
         wait(lambda: files.path.stat().st_size > size, "a change that is not synced", of=tail)

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import sql
 
 from tests.servers.database import Database
+from tests.servers.server import Server
 from tests.tail.mirror import SCHEMA, TABLES, Mirror, source_rows
 from tests.tail.running import ROOT, Tail
 
@@ -57,6 +58,15 @@ def wait(condition: Callable[[], object], what: str, seconds: float = 60.0, *, o
         assert time.monotonic() < deadline, f"{what} did not come\n{of.stderr if of else ''}"
         assert of is None or of.running, f"it ended\n{of.stderr}"
         time.sleep(0.02)
+
+
+def is_up(server: Server) -> bool:
+    """Whether a server takes connections."""
+    try:
+        server.connect().close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def prepare(database: Database) -> None:

@@ -66,6 +66,7 @@ def show(run: Run, look: Callable[[], Picture], interval: float | None) -> Pictu
             _live(run, look, interval)
         while True:
             _print(run, look())
+            # What --watch asks for; a signal ends it at once.
             time.sleep(interval)
 
 
