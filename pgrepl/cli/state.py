@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from pgrepl.stores.postgres import PostgresStore, TableHistory, TableOverview
+    from pgrepl.stores.pipeline import StoredPipeline, TableHistory, TableOverview
 
 
 @click.group(cls=Group, epilog=EXIT_CODES_HELP)
@@ -41,10 +41,10 @@ class _Which:
     slot: str | None
     store: str | None
 
-    def open(self, run: Run) -> PostgresStore:
+    def open(self, run: Run) -> StoredPipeline:
         """Open the store of the pipeline. Raises InputError when several could be meant."""
         from pgrepl import names
-        from pgrepl.stores.postgres import PostgresStore
+        from pgrepl.stores.pipeline import StoredPipeline
 
         if run.pipeline(store=self.store).store == "bookmarks":
             raise InputError("the state of the bookmarks store cannot be shown yet", hint="--store postgres")
@@ -59,7 +59,7 @@ class _Which:
                 raise InputError(f"{self.slot} is not the slot of pipeline {pipeline_id}", hint="say one of them")
             pipeline_id = named
         own = names.pipeline_id(run.target.pipeline_host(), run.target.database())
-        store = PostgresStore(run.target, own if pipeline_id is None else pipeline_id)
+        store = StoredPipeline(run.target, own if pipeline_id is None else pipeline_id)
         store.check()
         if pipeline_id is None:
             others = store.other_pipelines()
@@ -69,7 +69,7 @@ class _Which:
                     hint="choose one with --pipeline-id",
                 )
             if others:
-                store = PostgresStore(run.target, others[0])
+                store = StoredPipeline(run.target, others[0])
         return store
 
 
@@ -81,7 +81,7 @@ class _Consent:
     yes: bool
     force: bool | None = None
 
-    def get(self, run: Run, store: PostgresStore, what: str) -> None:
+    def get(self, run: Run, store: StoredPipeline, what: str) -> None:
         """Say what is about to be written, and ask. Raises OperationError while the slot is active, unless forced."""
         if store.slot_is_active() and not self.force:
             raise OperationError(
@@ -152,7 +152,7 @@ def _seconds(age: timedelta | None) -> float | None:
     return None if age is None else age.total_seconds()
 
 
-def _report(run: Run, store: PostgresStore, action: str, consent: _Consent, **details: Any) -> int:
+def _report(run: Run, store: StoredPipeline, action: str, consent: _Consent, **details: Any) -> int:
     """Print what was done, or would be, for programs; people have read it before they were asked."""
     done = {"pipeline_id": store.pipeline_id, "slot": store.slot, "action": action, "dry_run": consent.dry_run}
     if run.output_format != "table":

@@ -9,22 +9,21 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.types.json import Jsonb
 
 from pgrepl import connection as sql_connection
-from pgrepl.catalog import etl_manifest, etl_types, server
+from pgrepl.catalog import etl_manifest, etl_types
 from pgrepl.catalog.definitions import Definition
 from pgrepl.catalog.etl_schema import TRACKER
 from pgrepl.conninfo import ConnectionTarget
 from pgrepl.errors import InputError, OperationError, PositionError
 from pgrepl.events import Table
 from pgrepl.lsn import Lsn
-from pgrepl.names import apply_slot, quote_ident, signed_id, unsigned_id
+from pgrepl.names import quote_ident, signed_id, unsigned_id
 from pgrepl.stores import Identity, StoredState, StoredTable
 from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
 from pgrepl.stores.told import from_json, to_json
@@ -32,62 +31,11 @@ from pgrepl.stores.told import from_json, to_json
 _STATE_TABLES = ("replication_state", "table_schemas", "table_columns", "destination_tables_metadata")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound="PostgresStore")
 _NO_SOLUTION = (
     "There is no single prescribed solution for this error. The issue may still be recoverable with manual intervention"
     " based on the specific context."
 )
-
-
-@dataclass(frozen=True)
-class TableOverview:
-    """How a table stands; ``since`` is when that state was stored, ``schema`` empty for a table that is gone.
-
-    ``age`` is the time since then by the server's clock.
-    """
-
-    oid: int
-    schema: str
-    name: str
-    state: str
-    lsn: str | None
-    reason: str | None
-    since: datetime
-    age: timedelta
-
-    @property
-    def qualified(self) -> str:
-        """The name for people, ``schema.table``."""
-        return f"{self.schema}.{self.name}" if self.schema else self.name
-
-
-@dataclass(frozen=True)
-class Overview:
-    """A pipeline; what only pgrepl stores is None for one that it has never run.
-
-    ``age`` is the time since the position was stored, at ``updated_at``, by the server's clock.
-    """
-
-    pipeline_id: int
-    slot: str
-    publications: tuple[str, ...]
-    system_identifier: str | None
-    timeline: int | None
-    position: Lsn | None
-    updated_at: datetime | None
-    age: timedelta | None
-    tables: list[TableOverview]
-
-
-@dataclass(frozen=True)
-class TableHistory:
-    """One row of a table's history; ``metadata`` is JSON text."""
-
-    id: int
-    state: str
-    metadata: str
-    prev: int | None
-    is_current: bool
-    created_at: datetime
 
 
 # By OID: by name the look-up itself fails for who lacks USAGE on the schema.
@@ -105,11 +53,11 @@ WHERE n.nspname = 'etl' AND NOT has_schema_privilege(n.oid, 'USAGE')
 """
 
 
-def _says_who_may(method: Callable[Concatenate[PostgresStore, _P], _T]) -> Callable[Concatenate[PostgresStore, _P], _T]:
+def says_who_may(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concatenate[_S, _P], _T]:
     """Have what the role may not do say whose it is, and the GRANT."""
 
     @functools.wraps(method)
-    def called(self: PostgresStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def called(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return method(self, *args, **kwargs)
         except psycopg.errors.InsufficientPrivilege as error:
@@ -145,7 +93,7 @@ class PostgresStore:
         if self._connection is not None:
             self._connection.close()
 
-    @_says_who_may
+    @says_who_may
     def check(self) -> None:
         """Make sure that the schema is there. Raises OperationError with what to run when it is not."""
         connection = self._open()
@@ -209,7 +157,7 @@ class PostgresStore:
                     sqlstate="42501",
                 ) from None
 
-    @_says_who_may
+    @says_who_may
     def other_pipelines(self) -> list[int]:
         """List the ids of pipelines that have states here, when this one has none."""
         rows = self._open().execute(
@@ -218,7 +166,7 @@ class PostgresStore:
         ids = [pipeline for (pipeline,) in rows]
         return [] if self._id in ids else [unsigned_id(pipeline) for pipeline in ids]
 
-    @_says_who_may
+    @says_who_may
     def load(self) -> StoredState:
         """Read everything that is stored of the pipeline. Raises OperationError for metadata that is not understood."""
         connection = self._open()
@@ -386,131 +334,6 @@ class PostgresStore:
             sqlstate=error.sqlstate,
         )
 
-    # What people do with a state.
-
-    @property
-    def pipeline_id(self) -> int:
-        """The id of the pipeline, unsigned."""
-        return unsigned_id(self._id)
-
-    @property
-    def slot(self) -> str:
-        """The name of the pipeline's slot."""
-        return apply_slot(self._id)
-
-    def slot_is_active(self) -> bool:
-        """Whether somebody reads the slot just now."""
-        query = "SELECT active FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
-        return self._execute(query, [self.slot]).fetchone() == (True,)
-
-    @_says_who_may
-    def overview(self) -> Overview:
-        """Read where the pipeline is and how its tables stand."""
-        row = None
-        if self._has_pipelines():
-            row = self._execute(
-                "SELECT slot_name, publications, system_identifier, timeline, position::text, updated_at,"  # noqa: S608
-                f" clock_timestamp() - updated_at FROM etl.{PIPELINES} WHERE pipeline_id = %s",
-                [self._id],
-            ).fetchone()
-        tables = [
-            TableOverview(
-                oid, schema or "", name or str(oid), _kind(metadata), metadata.get("lsn"), metadata.get("reason"), *when
-            )
-            for oid, schema, name, metadata, *when in self._execute(
-                "SELECT s.table_id, n.nspname, c.relname, coalesce(s.metadata, '{}'), s.created_at,"
-                " clock_timestamp() - s.created_at"
-                " FROM etl.replication_state s LEFT JOIN pg_catalog.pg_class c ON c.oid = s.table_id"
-                " LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-                " WHERE s.pipeline_id = %s AND s.is_current ORDER BY n.nspname, c.relname, s.table_id",
-                [self._id],
-            )
-        ]
-        if row is None:
-            return Overview(unsigned_id(self._id), self.slot, (), None, None, None, None, None, tables)
-        slot, publications, system_identifier, timeline, position, updated_at, age = row
-        return Overview(
-            unsigned_id(self._id),
-            slot,
-            tuple(publications),
-            system_identifier,
-            timeline,
-            Lsn.parse(position),
-            updated_at,
-            age,
-            tables,
-        )
-
-    def _has_pipelines(self) -> bool:
-        return self._execute("SELECT to_regclass(%s) IS NOT NULL", [f"etl.{PIPELINES}"]).fetchone() == (True,)
-
-    def server_identity(self) -> tuple[str, int]:
-        """Read the system identifier and timeline of the server as it is now. Raises OperationError when it may not."""
-        facts = server.read(self._open())
-        if facts.system_identifier is None or facts.timeline is None:
-            raise OperationError("this role may not read the system identifier", hint="GRANT pg_monitor to it")
-        return facts.system_identifier, facts.timeline
-
-    @_says_who_may
-    def adopt(self, system_identifier: str, timeline: int) -> None:
-        """Store that the state belongs to this server and timeline."""
-        self._execute(
-            f"UPDATE etl.{PIPELINES} SET system_identifier = %s, timeline = %s, updated_at = now()"  # noqa: S608
-            " WHERE pipeline_id = %s",
-            [system_identifier, timeline, self._id],
-        )
-
-    def find(self, table: str) -> TableOverview:
-        """Find a table of the pipeline by ``schema.table`` or OID. Raises OperationError for an unknown one."""
-        for known in self.overview().tables:
-            if table in (known.qualified, str(known.oid)):
-                return known
-        raise OperationError(
-            f"pipeline {unsigned_id(self._id)} has no state of {table}", hint="'pgrepl state show' lists its tables"
-        )
-
-    @_says_who_may
-    def history(self, table: int) -> list[TableHistory]:
-        """Read the states that a table has been in, the current one first, then each one's predecessor."""
-        rows = self._execute(
-            "SELECT id, state::text, metadata::text, prev, is_current, created_at FROM etl.replication_state"
-            " WHERE pipeline_id = %s AND table_id = %s ORDER BY is_current DESC, id DESC",
-            [self._id, table],
-        )
-        return [TableHistory(*row) for row in rows]
-
-    @_says_who_may
-    def rollback(self, table: int) -> None:
-        """Make the state before the current one current again, and forget the one it leaves.
-
-        Raises OperationError when there is none before it.
-        """
-        with self._open().transaction():
-            current = self._execute(
-                "SELECT id, prev FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s AND is_current"
-                " FOR UPDATE",
-                [self._id, table],
-            ).fetchone()
-            if current is None or current[1] is None:
-                raise OperationError(f"table {table} has no state to go back to")
-            self._execute("DELETE FROM etl.replication_state WHERE id = %s", [current[0]])
-            self._execute(
-                "UPDATE etl.replication_state SET is_current = true, updated_at = now() WHERE id = %s", [current[1]]
-            )
-
-    @_says_who_may
-    def reset(self, tables: Collection[int], *, position_too: bool) -> None:
-        """Begin the history of tables anew with ``init``; their versions and the destination's metadata stay."""
-        with self._open().transaction():
-            for table in tables:
-                self._execute(
-                    "DELETE FROM etl.replication_state WHERE pipeline_id = %s AND table_id = %s", [self._id, table]
-                )
-                self._append(table, "init", {"type": "init"})
-            # A pipeline that pgrepl has never run may not have the table.
-            if position_too and self._has_pipelines():
-                self._execute(f"DELETE FROM etl.{PIPELINES} WHERE pipeline_id = %s", [self._id])  # noqa: S608
-
     def _execute(self, query: str, values: Sequence[Any] | Mapping[str, Any]) -> psycopg.Cursor:
         return self._open().execute(query, values)
 
@@ -583,14 +406,15 @@ def _is_published(version: int, checksum: str) -> bool:
     return migration is None or migration.checksum == checksum
 
 
-def _kind(metadata: Any) -> str:
+def kind_of(metadata: Any) -> str:
+    """Name the state that stored metadata stands for, ``unknown`` where it names none."""
     kind = metadata.get("type") if isinstance(metadata, dict) else None
     return kind if isinstance(kind, str) else "unknown"
 
 
 def _stored_table(oid: int, metadata: Any) -> StoredTable:
     try:
-        match _kind(metadata):
+        match kind_of(metadata):
             case "init" | "data_sync" | "finished_copy" | "ready" as phase:
                 return StoredTable(phase)
             case "sync_done":

@@ -15,6 +15,7 @@ from pgrepl import conninfo, migrations, names
 from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.stores import Identity, StoredTable
+from pgrepl.stores.pipeline import StoredPipeline
 from pgrepl.stores.postgres import PostgresStore
 from pgrepl.stores.tables import CREATE_PIPELINES, PIPELINES
 from tests.command import pgrepl
@@ -32,8 +33,8 @@ def etl(database: Database) -> Database:
     return database
 
 
-def store_of(database: Database, pipeline: int = BIG) -> PostgresStore:
-    store = PostgresStore(conninfo.parse(database.dsn(), "the test"), pipeline)
+def store_of(database: Database, pipeline: int = BIG) -> StoredPipeline:
+    store = StoredPipeline(conninfo.parse(database.dsn(), "the test"), pipeline)
     store.prepare()
     return store
 
