@@ -78,8 +78,17 @@ class ServerPool:
         cluster = Cluster(self._tree(version), directory, self._account)
         self._clusters.append(cluster)
         cluster.create(PASSWORD, durable=False)
+        self._begin_beyond_4_gb(cluster)
         clients = self._installations[18] / "bin"
         return Server(version, cluster, {**_SETTINGS, **settings}, clients)
+
+    def _begin_beyond_4_gb(self, cluster: Cluster) -> None:
+        """Let the WAL begin at 1/1000000, so that no test relies on positions of one half; as far as pg_resetwal is here."""
+        reset = cluster.tree / "bin" / "pg_resetwal"
+        if reset.exists():
+            begin = ["-l", "000000010000000100000001"]
+            done = account.run_as(self._account, [reset, *begin, "-D", cluster.data])
+            assert done.code == 0, done.said
 
     def standby(self, primary: Server, settings: Mapping[str, str]) -> Server:
         """Make a physical standby of a server with its own pg_basebackup, and start it.

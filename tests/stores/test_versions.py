@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgrepl import conninfo, migrations, names
@@ -16,6 +15,7 @@ from pgrepl.engine.snapshot import Snapshot
 from pgrepl.formats.json import JsonLines
 from pgrepl.lsn import Lsn
 from pgrepl.stores.postgres import PostgresStore
+from tests.fault import workload
 from tests.servers.database import Database
 from tests.tail.running import Tail, run_tail
 
@@ -73,30 +73,34 @@ def test_an_alter_table_is_a_version_at_the_end_of_its_message(etl: Database) ->
     }
 
 
+# A run that tries it waits for this session, until it is killed.
+_HOLD_BACK_THE_POSITION = """
+SELECT pg_advisory_lock(1);
+CREATE FUNCTION etl.wait() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END';
+CREATE TRIGGER late BEFORE UPDATE ON etl.pgrepl_pipelines FOR EACH ROW
+    WHEN (OLD.told IS DISTINCT FROM NEW.told) EXECUTE FUNCTION etl.wait();
+"""
+
+
 def test_a_version_that_comes_again_is_there_once(etl: Database) -> None:
     """Case table_schema_snapshots_are_consistent_after_missing_status_update of supabase/etl's tests."""
-    with Tail(*ARGUMENTS, dsn=etl.dsn()) as tail:
-        tail.until_op("snapshot_end")
-        etl.psql("ALTER TABLE t ADD more int; INSERT INTO t VALUES (2, 'b')")
-        tail.until_op("insert")
-        # Leaving the block is kill -9, before the position was stored or after.
-    before = versions(etl)
     with etl.connect() as connection:
-        _back(connection)
+        with Tail(*ARGUMENTS, dsn=etl.dsn()) as tail:
+            tail.until_op("snapshot_end")
+            workload.wait(lambda: workload.streams(etl, 1), "the end of the copy", of=tail)
+            connection.execute(_HOLD_BACK_THE_POSITION)
+            etl.psql("ALTER TABLE t ADD more int; INSERT INTO t VALUES (2, 'b')")
+            tail.until_op("insert")
+            # Leaving the block is kill -9: the version is stored, and the position that lies behind it is not.
+        connection.execute("DROP TRIGGER late ON etl.pgrepl_pipelines")
+        before = versions(etl)
     again = run_tail(*ARGUMENTS, "--until-lsn", "now", dsn=etl.dsn())
     assert [event["op"] for event in again.events] == ["message", "schema", "insert"]
     # The end of the run lets go of the older one.
     assert list(before) == ["0/0", again.events[0]["start_lsn"]]
     before.pop("0/0")
     assert versions(etl) == before
-
-
-def _back(connection: psycopg.Connection) -> None:
-    """Put the stored position back to where the slot is, as if nothing had been stored since."""
-    connection.execute(
-        "UPDATE etl.pgrepl_pipelines SET position = s.confirmed_flush_lsn FROM pg_replication_slots s"
-        " WHERE s.slot_name = pgrepl_pipelines.slot_name"
-    )
 
 
 def test_messages_that_the_trigger_did_not_write_are_no_versions(etl: Database) -> None:

@@ -107,7 +107,7 @@ def test_goes_on_over_a_failover(failover_slot: Pair) -> None:
         servers.synchronize()
         servers.fail_over()
         said = tail.until_stderr("timeline 2 now, 1 before", 60)
-        assert f"slot {SLOT} came along in the failover, going on from 0/" in said
+        assert f"slot {SLOT} came along in the failover, going on from " in said
         insert(servers.standby, 3)
         tail.until(is_row(3), 60)
         finished = tail.stop()
@@ -155,7 +155,7 @@ def test_what_only_the_old_primary_had(failover_slot: Pair, tmp_path: Path) -> N
         servers.fail_over()
         servers.standby.psql("INSERT INTO t SELECT i FROM generate_series(10000, 15000) i")
         finished = tail.finish(60)
-    message = "timeline 2 left timeline 1 at 0/"
+    message = "timeline 2 left timeline 1 at "
     refused(finished, 5, message, f"'pgrepl slots drop {SLOT}' and 'pgrepl state reset --all --slot {SLOT}'")
     # The state went back with the server; the file did not.
     with servers.standby.connect() as connection:

@@ -44,7 +44,7 @@ def test_slot_dropped(database: Database) -> None:
         *POSTGRES,
         *NOW,
         code=5,
-        message=f"the slot {slot} is gone, and changes after 0/",
+        message=f"the slot {slot} is gone, and changes after ",
         hint=f"'pgrepl state reset --all --slot {slot}', then start again",
     )
 
@@ -128,7 +128,7 @@ def test_slot_advanced(database: Database) -> None:
         connection.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_flush_lsn())", [slot])
         connection.execute("INSERT INTO t VALUES (3)")
     refuses(
-        database, *POSTGRES, *NOW, code=5, message="bytes beyond the stored position 0/", hint="--accept-slot-position"
+        database, *POSTGRES, *NOW, code=5, message="bytes beyond the stored position ", hint="--accept-slot-position"
     )
     finished = run_tail(*POSTGRES, *NOW, "--accept-slot-position", dsn=database.dsn())
     assert (finished.code, ids(finished.stdout)) == (0, [3])
