@@ -83,7 +83,7 @@ class ServerPool:
         return Server(version, cluster, {**_SETTINGS, **settings}, clients)
 
     def _begin_beyond_4_gb(self, cluster: Cluster) -> None:
-        """Let the WAL begin at 1/1000000, so that no test relies on positions of one half; as far as pg_resetwal is here."""
+        """Let the WAL begin beyond 4 GB, for positions with two halves, where pg_resetwal is there to do it."""
         reset = cluster.tree / "bin" / "pg_resetwal"
         if reset.exists():
             begin = ["-l", "000000010000000100000001"]
