@@ -51,6 +51,18 @@ def of_backend(connection: psycopg.Connection, pid: int) -> list[Blocker]:
     return [Blocker(*row) for row in connection.execute(_BLOCKERS, {"pid": pid})]
 
 
+def names(connection: psycopg.Connection, pid: int) -> str:
+    """Name what the backend ``pid``, which builds a slot, waits for, in one line."""
+    found = of_backend(connection, pid)
+    return "; ".join(str(blocker) for blocker in found) or "transactions that are still running"
+
+
+def waits_for_transaction(connection: psycopg.Connection, pid: int) -> bool:
+    """Say whether the backend ``pid`` waits for the end of a transaction at this moment."""
+    query = "SELECT 1 FROM pg_catalog.pg_locks WHERE pid = %s AND locktype = 'transactionid' AND NOT granted"
+    return connection.execute(query, [pid]).fetchone() is not None
+
+
 @dataclass(frozen=True)
 class Waiter:
     """A session that waits for a lock on a table which other backends hold.

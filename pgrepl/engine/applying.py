@@ -249,6 +249,9 @@ class Applier:
         # Without its stream the copy of a temporary slot is worth nothing: another may as well begin now.
         streaming = self._persistent or self._check_stream()
         match news:
+            case copying.Waits(oids, number, received):
+                for oid in oids:
+                    self.perform(self._core.copy_waits(oid, number, received))
             case copying.Begins(table, definition, number, snapshot_lsn):
                 if not self._core.is_copying(table.oid, number):
                     return

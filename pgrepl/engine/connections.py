@@ -12,6 +12,7 @@ from pgrepl import connection as sql_connection
 from pgrepl.catalog import blockers, server, slots
 from pgrepl.catalog.slots import Slot
 from pgrepl.engine.run import Run
+from pgrepl.engine.slotwait import TELL_AFTER, TELL_EVERY
 from pgrepl.errors import OperationError
 from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import Walsender
@@ -20,8 +21,6 @@ from pgrepl.replication.walsender import Walsender
 _STEP = 0.05
 _FLUSH_PATIENCE = 1.0
 _SLOT_PATIENCE = 10.0
-_TELL_BLOCKERS_AFTER = 2.0
-_TELL_BLOCKERS_EVERY = 10.0
 _HOLDER_PATIENCE = 5.0
 # How long after wal_sender_timeout the server may take to end the walsender of a lost connection.
 _OLD_WALSENDER = 10.0
@@ -138,13 +137,12 @@ class Connections:
         def waiting(waited: float) -> None:
             self._run.check_end()
             now = time.monotonic()
-            if waited < _TELL_BLOCKERS_AFTER or now - self._run.told_blockers < _TELL_BLOCKERS_EVERY:
+            if waited < TELL_AFTER or now - self._run.told_blockers < TELL_EVERY:
                 return
             self._run.told_blockers = now
-            found = blockers.of_backend(self.admin, walsender.pid)
-            what = "; ".join(str(blocker) for blocker in found) or "transactions that are still running"
+            who = blockers.names(self.admin, walsender.pid)
             self._run.observer.warning(
-                f"the slot cannot be built yet, for {waited:.0f} s now it waits for {what}",
+                f"the slot cannot be built yet, for {waited:.0f} s now it waits for {who}",
                 hint="it goes on by itself when they end",
             )
 

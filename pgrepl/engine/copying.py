@@ -26,6 +26,7 @@ from pgrepl.conninfo import ConnectionTarget
 from pgrepl.engine.lockwatch import LockWatch
 from pgrepl.engine.relations import Described
 from pgrepl.engine.selection import Selection
+from pgrepl.engine.slotwait import SlotWait
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
 from pgrepl.engine.units import Unit
 from pgrepl.errors import ConnectError, OperationError, PgreplError
@@ -97,7 +98,16 @@ class Failed:
     error: PgreplError
 
 
-News: TypeAlias = Begins | Rows | Ends | Lost | Gone | Failed
+@dataclass(frozen=True)
+class Waits:
+    """A copy has no snapshot yet; the one that it gets will hold all that was committed before ``received``."""
+
+    oids: tuple[int, ...]
+    number: int
+    received: Lsn
+
+
+News: TypeAlias = Waits | Begins | Rows | Ends | Lost | Gone | Failed
 
 
 class Inbox:
@@ -171,8 +181,9 @@ class Prepared:
 class Copier:
     """Copy tables out of snapshots, each set of tables by ``jobs`` workers on one snapshot.
 
-    ``warn`` is told who waits for the locks of a copy; a table that makes somebody wait for ``yield_after`` seconds is
-    let go, and copied again.
+    ``warn`` is told who waits for the locks of a copy, and whom a copy waits for; a table that makes somebody wait for
+    ``yield_after`` seconds is let go, and copied again. ``received`` says before which LSN everything was committed
+    that the stream has brought so far.
     """
 
     def __init__(
@@ -185,6 +196,7 @@ class Copier:
         inbox: Inbox,
         *,
         yield_after: float | None,
+        received: Callable[[], Lsn],
         warn: Callable[[str], None],
     ) -> None:
         self._target = target
@@ -194,6 +206,7 @@ class Copier:
         self._encode = encode
         self._inbox = inbox
         self._yield_after = yield_after
+        self._received = received
         self._warn = warn
         self._snapshots: set[Snapshot] = set()
         self._threads: list[threading.Thread] = []
@@ -307,7 +320,7 @@ class Copier:
         said = ""
         while not self._stopping.is_set():
             try:
-                prepared = self._prepare_late(oids)
+                prepared = self._prepare_late(oids, number)
             except (PgreplError, psycopg.Error) as error:
                 if not _may_pass(error):
                     raise
@@ -316,25 +329,36 @@ class Copier:
                 if reason != said:
                     self._warn(f"{reason}; the copy waits until that has passed")
                     said = reason
+                self._report(Waits(oids, number, self._received()))
                 self._stopping.wait(_LATE_RETRY)
             else:
                 self._copy(prepared, oids, number)
                 return
 
-    def _prepare_late(self, oids: tuple[int, ...]) -> Prepared:
+    def _prepare_late(self, oids: tuple[int, ...], number: int) -> Prepared:
         name = f"pgrepl_copy_{os.getpid()}_{secrets.token_hex(4)}"
         walsender = Walsender.open(self._target, f"pgrepl tail ({name})")
+        wait = SlotWait(
+            self._target,
+            walsender.pid,
+            received=self._received,
+            seen=lambda received: self._report(Waits(oids, number, received)),
+            warn=self._warn,
+        )
+
+        def waiting(seconds: float) -> None:
+            if self._stopping.is_set():
+                raise SnapshotUnusable("the run has ended")
+            wait.look(seconds)
+
         try:
-            slot = walsender.create_slot(name, temporary=True, waiting=self._waiting)
+            with wait:
+                slot = walsender.create_slot(name, temporary=True, waiting=waiting)
             assert slot.snapshot_name is not None
             return self.prepare(slot.snapshot_name, slot.consistent_point, oids, None)
         finally:
             # Its snapshot is imported; the server need not keep WAL for it.
             walsender.close()
-
-    def _waiting(self, _seconds: float) -> None:
-        if self._stopping.is_set():
-            raise SnapshotUnusable("the run has ended")
 
     def _report(self, news: News) -> None:
         # Nobody listens any more once the run has ended.

@@ -182,6 +182,15 @@ class Core:
         """Say before which position everything that the output or the spool has something of lies."""
         return self.done if self._partial is None else max(self.done, Lsn(self._partial[0] + 1))
 
+    @property
+    def received(self) -> Lsn:
+        """Say before which position everything was committed of which the stream has brought something.
+
+        A snapshot that is begun after this was asked has all of it. May be asked from another thread.
+        """
+        commit_lsn = self._commit_lsn
+        return self.done if commit_lsn is None else max(self.done, Lsn(commit_lsn + 1))
+
     # The stream.
 
     @property
@@ -300,6 +309,10 @@ class Core:
         state = self.tables.get(table)
         return state is not None and state.phase is Phase.DATA_SYNC and state.copy == number
 
+    def copy_waits(self, table: int, number: int, received: Lsn) -> list[Action]:
+        """Take note that a copy has no snapshot yet, and that the one it gets will hold what was ``received`` then."""
+        return [DropSpool(table, received)] if self.is_copying(table, number) else []
+
     def copy_begins(self, table: int, number: int, snapshot_lsn: Lsn) -> list[Action]:
         """Take note at which position the copy of a table is consistent; what the snapshot holds is not repeated."""
         if not self.is_copying(table, number):
@@ -318,7 +331,10 @@ class Core:
     def copy_lost(self, tables: Iterable[int], number: int) -> list[Action]:
         """Take note that a copy of tables cannot be finished; it begins anew with another snapshot."""
         lost = tuple(oid for oid in tables if self.is_copying(oid, number))
-        return self._copy(lost) if lost else []
+        if not lost:
+            return []
+        # The other snapshot will hold what has been received so far.
+        return [*(DropSpool(oid, self.received) for oid in lost), *self._copy(lost)]
 
     def copy_failed(self, table: int, number: int) -> list[Action]:
         """Take note that a table cannot be copied at all; the stream goes on without it."""

@@ -102,6 +102,7 @@ class Session:
             self._run.output.format,
             inbox,
             yield_after=options.yield_to_ddl,
+            received=lambda: self._core.received,
             warn=self._observer.warning,
         )
         self._resources.callback(copier.stop)

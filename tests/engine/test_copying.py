@@ -13,13 +13,15 @@ import pytest
 
 from pgrepl import conninfo
 from pgrepl.engine import copying
-from pgrepl.engine.copying import Copier, Ends, Failed, Gone, Inbox, Lost, News, Prepared
+from pgrepl.engine.copying import Copier, Ends, Failed, Gone, Inbox, Lost, News, Prepared, Waits
 from pgrepl.engine.lockwatch import LockWatch
 from pgrepl.engine.selection import Selection
+from pgrepl.engine.slotwait import SlotWait
 from pgrepl.engine.snapshot import Snapshot
 from pgrepl.errors import OperationError
 from pgrepl.events import Event, Read
 from pgrepl.formats.json import JsonLines
+from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import Walsender
 from tests.command import eventually
 from tests.conftest import NewServer
@@ -27,6 +29,7 @@ from tests.engine.test_snapshot import run
 from tests.servers.database import Database
 from tests.tail.running import Tail
 
+_RECEIVED = Lsn(0x123)
 _TABLES = """
     CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
     INSERT INTO a VALUES (1); INSERT INTO b VALUES (1), (2);
@@ -89,6 +92,7 @@ def copies(
         encode or JsonLines().encode,
         inbox,
         yield_after=None,
+        received=lambda: _RECEIVED,
         warn=warnings.append,
     )
     try:
@@ -315,6 +319,32 @@ def test_nothing_is_free(new_server: NewServer, monkeypatch: pytest.MonkeyPatch,
     finally:
         holder.close()
     assert sorted(rows(news).values()) == [1, 2]
+    assert Waits(both, 1, _RECEIVED) in news
+
+
+def test_a_transaction_that_goes_on(tables: Database) -> None:
+    """The slot of a copy waits for it: who that is is said, and what was received before is not needed."""
+    both = oids(tables, "a", "b")
+    with copies(tables) as copied, tables.connect(application_name="night job") as other:
+        other.execute("BEGIN; INSERT INTO a VALUES (2)")
+        copied.copier.copy(both, 1)
+        eventually(lambda: copied.warnings != [], 60)
+        other.execute("COMMIT")
+        news = copied.news(set(both))
+    assert sorted(rows(news).values()) == [2, 2]
+    assert news[0] == Waits(both, 1, _RECEIVED)
+    assert "a copy cannot begin yet, for 2 s now its slot waits for pid" in copied.warnings[0]
+    assert "night job, idle in transaction" in copied.warnings[0]
+
+
+def test_a_walsender_that_waits_for_no_transaction(tables: Database) -> None:
+    """Its slot may be consistent already, so everything that comes now is needed."""
+    seen: list[Lsn] = []
+    target = conninfo.parse(tables.dsn(), "the test")
+    with tables.connect() as idle:
+        with SlotWait(target, idle.info.backend_pid, received=lambda: _RECEIVED, seen=seen.append, warn=print) as wait:
+            wait.look(60)
+        assert seen == []
 
 
 def test_a_publication_that_is_away(tables: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,13 @@ class _DropsOneTooManyFromTheSpool(Core):
         ]
 
 
+class _KeepsNothingBeforeItsSnapshot(Core):
+    """Lets go of what came since a copy was seen to wait, too."""
+
+    def copy_waits(self, table: int, number: int, received: Lsn) -> list[Action]:
+        return super().copy_waits(table, number, self.received)
+
+
 class _CopiesBeforeItSaysSo(Core):
     """Begins a copy without storing it before."""
 

@@ -18,7 +18,7 @@ from pgrepl import events
 from pgrepl.catalog.definitions import DDL_PREFIX, of_description, of_message
 from pgrepl.engine import resume
 from pgrepl.engine.changes import Changes
-from pgrepl.engine.copying import Begins, Ends, Failed, Gone, Lost, News, Rows
+from pgrepl.engine.copying import Begins, Ends, Failed, Gone, Lost, News, Rows, Waits
 from pgrepl.engine.core import (
     Action,
     Confirm,
@@ -433,6 +433,9 @@ class Client:
     def _news(self, news: News) -> Steps:
         core = self._core
         match news:
+            case Waits(oids, number, received):
+                for oid in oids:
+                    yield from self._perform(core.copy_waits(oid, number, received))
             case Begins(table, definition, number, snapshot_lsn):
                 if core.is_copying(table.oid, number):
                     attempt = self._copies[table.oid] = self._copies.get(table.oid, 0) + 1
@@ -462,23 +465,35 @@ class Client:
     def _errored(self, oid: int) -> None:
         self._store.tables[oid] = (Phase.ERRORED, None)
 
-    def _slot(self) -> Generator[None, None, Lsn | None]:
+    def _slot(self, waits: Callable[[], None] = lambda: None) -> Generator[None, None, Lsn | None]:
         for point in self._server.build_slot():
             if point is not None:
                 return point
+            if self._dice.random() < 0.3:
+                waits()
             yield
         return None
 
     def _late(self, oids: tuple[int, ...], number: int) -> Steps:
         """Copy tables out of a snapshot of their own."""
-        crashes = self._server.crashes
-        point = yield from self._slot()
-        prepared = None
-        if point is not None:
-            prepared = yield from self._prepare(point, crashes, oids)
-        if prepared is None:
-            self._inbox.append(Lost(oids, number, ""))
-            return
+
+        def waits() -> None:
+            self._inbox.append(Waits(oids, number, self._core.received))
+
+        while True:
+            crashes = self._server.crashes
+            point = yield from self._slot(waits)
+            prepared = None
+            if point is not None:
+                prepared = yield from self._prepare(point, crashes, oids)
+            if prepared is not None:
+                break
+            if self._dice.random() < 0.5:
+                self._inbox.append(Lost(oids, number, ""))
+                return
+            # It will pass, and then the same copy tries again.
+            waits()
+            yield
         gone = tuple(sorted(set(oids) - prepared.definitions.keys()))
         if gone:
             self._inbox.append(Gone(gone, number))
