@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,36 +13,22 @@ from pgrepl.conninfo import ConnectionTarget
 from pgrepl.engine.linespool import LineSpool
 from pgrepl.engine.output import Output
 from pgrepl.engine.pipeline import _Recovery
-from pgrepl.engine.run import End, Options, Progress, Run
+from pgrepl.engine.run import End, Options, Run
 from pgrepl.errors import SyncError
 from pgrepl.formats.json import JsonLines
 from pgrepl.lsn import Lsn
 from pgrepl.sinks.file import FileSink
 from pgrepl.stores.memory import MemoryStore
-
-
-class _Observer:
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def notice(self, message: str) -> None: ...
-
-    def warning(self, message: str, *, hint: str | None = None) -> None:
-        self.warnings.append(message)
-
-    def may_copy(self, tables: Collection[object]) -> bool:
-        return True
-
-    def progress(self, progress: Progress) -> None: ...
+from tests.engine.in_memory import Listener
 
 
 @pytest.fixture
-def observer() -> _Observer:
-    return _Observer()
+def observer() -> Listener:
+    return Listener()
 
 
 @pytest.fixture
-def run(tmp_path: Path, observer: _Observer) -> Run:
+def run(tmp_path: Path, observer: Listener) -> Run:
     sink = FileSink(tmp_path / "out")
     sink.adopt("1", "slot", "json")
     target, options = ConnectionTarget({}, "the test"), Options(("pub",), slot="slot")
@@ -66,7 +51,7 @@ def error(run: Run, monkeypatch: pytest.MonkeyPatch) -> SyncError:
     return failed.value
 
 
-def test_another_attempt_follows_the_pause(run: Run, observer: _Observer, error: SyncError) -> None:
+def test_another_attempt_follows_the_pause(run: Run, observer: Listener, error: SyncError) -> None:
     _Recovery(run).after(error)
     assert observer.warnings == [f"{error}; going back to 0/0, up to where all of it is synced"]
 

@@ -18,8 +18,8 @@ from pgrepl.engine.pipeline import Options, Pipeline
 from pgrepl.engine.snapshot import Snapshot, SnapshotUnusable
 from pgrepl.engine.units import Unit
 from pgrepl.formats.json import JsonLines
-from pgrepl.lsn import Lsn
 from pgrepl.replication.walsender import Walsender
+from tests.engine.in_memory import Listener, MemorySink
 from tests.servers.database import Database
 
 
@@ -205,59 +205,9 @@ def test_a_role_that_may_not_lock(table: Database) -> None:
                 copied(snapshot, tables)
 
 
-class _Sink:
-    """Keep what is written."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self._position = Lsn(0)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    can_go_back = False
-
-    def reopen(self) -> None:
-        pass
-
-    def mark(self, written: int, position: Lsn) -> None:
-        self._position = position
-
-    def durable(self) -> Lsn:
-        return self._position
-
-    def sync(self) -> None:
-        pass
-
-    def tick(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Observer:
-    """Keep what is said."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def notice(self, message: str) -> None:
-        pass
-
-    def warning(self, message: str, *, hint: str | None = None) -> None:
-        self.warnings.append(message)
-
-    def may_copy(self, tables: object) -> bool:
-        return True
-
-    def progress(self, progress: object) -> None:
-        pass
-
-
 def run(database: Database, user: str = "postgres") -> tuple[list[dict[str, Any]], list[str]]:
     """Run a pipeline to the end of the WAL, or for a minute; give its events and its warnings."""
-    sink, observer = _Sink(), _Observer()
+    sink, observer = MemorySink(), Listener()
     options = Options(("pub",), until="now", duration=60)
     Pipeline(conninfo.parse(database.dsn(user), "the test"), options, JsonLines(), sink, observer).run()
     return [json.loads(line) for line in sink.data.splitlines()], observer.warnings

@@ -15,6 +15,7 @@ from pgrepl.engine.snapshot import Snapshot
 from pgrepl.formats.json import JsonLines
 from pgrepl.lsn import Lsn
 from pgrepl.stores.postgres import PostgresStore
+from tests.engine.in_memory import Listener, MemorySink
 from tests.fault import workload
 from tests.servers.database import Database
 from tests.tail.running import Tail, run_tail
@@ -127,50 +128,16 @@ def test_an_unpublished_table_has_no_versions(etl: Database) -> None:
         assert connection.execute("SELECT DISTINCT table_name FROM etl.table_schemas").fetchall() == [("t",)]
 
 
-class _Observer:
-    """An observer that says nothing, and ends the run with the first change that is printed."""
+class _UntilAChange(Listener):
+    """End the run with the first change that is printed."""
 
-    def __init__(self, sink: _Lines) -> None:
+    def __init__(self, sink: MemorySink) -> None:
+        super().__init__()
         self._sink = sink
-
-    def notice(self, message: str) -> None: ...
-
-    def warning(self, message: str, *, hint: str | None = None) -> None: ...
-
-    def may_copy(self, tables: object) -> bool:
-        return True
 
     def progress(self, progress: object) -> None:
         if b'"op":"insert"' in self._sink.data:
             raise End("stopped")
-
-
-class _Lines:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self._durable = Lsn(0)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    can_go_back = False
-
-    def reopen(self) -> None:
-        pass
-
-    def mark(self, written: int, position: Lsn) -> None:
-        self._durable = position
-
-    def durable(self) -> Lsn:
-        return self._durable
-
-    def tick(self) -> None: ...
-
-    def sync(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def test_an_alter_table_beside_a_copy_is_stored_when_the_copy_is_handed_over(
@@ -190,12 +157,13 @@ def test_an_alter_table_beside_a_copy_is_stored_when_the_copy_is_handed_over(
         hold(snapshot, tables)
 
     monkeypatch.setattr(Snapshot, "hold", late)
-    sink = _Lines()
+    sink = MemorySink()
     target = conninfo.parse(etl.dsn(), "the test")
     store = PostgresStore(target, ID)
     store.prepare()
     options = Options(("pub",), slot=names.apply_slot(ID), duration=60.0)
-    outcome = Pipeline(target, options, JsonLines(), sink, _Observer(sink), store=store, spool_directory=tmp_path).run()
+    observer = _UntilAChange(sink)
+    outcome = Pipeline(target, options, JsonLines(), sink, observer, store=store, spool_directory=tmp_path).run()
     assert outcome.reason == "stopped"
     assert altered
     with etl.connect() as connection:
