@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,6 +38,7 @@ from pgrepl.replication.walsender import Walsender
 INBOX_BYTES = 8 << 20
 _CHUNK_BYTES = 64 << 10
 _LATE_RETRY = 1.0
+_NAMED = 5
 # No walsender, connection or slot is free, the query was cancelled, the publication is not there, for a moment perhaps.
 _PASSING = ("53300", "53400", "57014", "42704")
 
@@ -183,7 +184,7 @@ class Copier:
 
     ``warn`` is told who waits for the locks of a copy, and whom a copy waits for; a table that makes somebody wait for
     ``yield_after`` seconds is let go, and copied again. ``received`` says before which LSN everything was committed
-    that the stream has brought so far.
+    that the stream has brought so far, ``names`` how tables are called, by OID.
     """
 
     def __init__(
@@ -197,6 +198,7 @@ class Copier:
         *,
         yield_after: float | None,
         received: Callable[[], Lsn],
+        names: Mapping[int, str],
         warn: Callable[[str], None],
     ) -> None:
         self._target = target
@@ -207,6 +209,7 @@ class Copier:
         self._inbox = inbox
         self._yield_after = yield_after
         self._received = received
+        self._names = names
         self._warn = warn
         self._snapshots: set[Snapshot] = set()
         self._threads: list[threading.Thread] = []
@@ -327,7 +330,7 @@ class Copier:
                 # Nothing has been told of this copy yet, so it is still the same one; and the reason is said once.
                 reason = one_line(error)
                 if reason != said:
-                    self._warn(f"{reason}; the copy waits until that has passed")
+                    self._warn(f"{reason}; the copy of {self._named(oids)} waits until that has passed")
                     said = reason
                 self._report(Waits(oids, number, self._received()))
                 self._stopping.wait(_LATE_RETRY)
@@ -341,6 +344,7 @@ class Copier:
         wait = SlotWait(
             self._target,
             walsender.pid,
+            self._named(oids),
             received=self._received,
             seen=lambda received: self._report(Waits(oids, number, received)),
             warn=self._warn,
@@ -359,6 +363,10 @@ class Copier:
         finally:
             # Its snapshot is imported; the server need not keep WAL for it.
             walsender.close()
+
+    def _named(self, oids: tuple[int, ...]) -> str:
+        shown = sorted(self._names.get(oid, f"table {oid}") for oid in oids)
+        return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
 
     def _report(self, news: News) -> None:
         # Nobody listens any more once the run has ended.

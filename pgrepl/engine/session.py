@@ -103,6 +103,7 @@ class Session:
             inbox,
             yield_after=options.yield_to_ddl,
             received=lambda: self._core.received,
+            names=self._run.progress.unfinished,
             warn=self._observer.warning,
         )
         self._resources.callback(copier.stop)

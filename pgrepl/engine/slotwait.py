@@ -24,7 +24,7 @@ _LOOK_EVERY = 1.0
 
 
 class SlotWait:
-    """Look at the walsender ``pid``, which builds the slot of a copy, now and then for as long as that takes.
+    """Look at the walsender ``pid``, which builds the slot for a copy of ``tables``, now and then while that takes.
 
     ``received`` says before which LSN everything that the stream has brought so far was committed. While the walsender
     waits for a transaction all that lies before the slot's consistent point, so that the snapshot will have it:
@@ -36,6 +36,7 @@ class SlotWait:
         self,
         target: ConnectionTarget,
         pid: int,
+        tables: str,
         *,
         received: Callable[[], Lsn],
         seen: Callable[[Lsn], None],
@@ -43,6 +44,7 @@ class SlotWait:
     ) -> None:
         self._target = target
         self._pid = pid
+        self._tables = tables
         self._received = received
         self._seen = seen
         self._warn = warn
@@ -78,4 +80,4 @@ class SlotWait:
         self._seen(received)
         if now - self._told >= TELL_EVERY:
             self._told = now
-            self._warn(f"a copy cannot begin yet, for {waited:.0f} s now its slot waits for {who}")
+            self._warn(f"the copy of {self._tables} cannot begin yet, for {waited:.0f} s now its slot waits for {who}")

@@ -93,6 +93,7 @@ def copies(
         inbox,
         yield_after=None,
         received=lambda: _RECEIVED,
+        names={oid: f"public.{name}" for name, oid in zip("ab", oids(database, "a", "b"), strict=True)},
         warn=warnings.append,
     )
     try:
@@ -313,7 +314,7 @@ def test_nothing_is_free(new_server: NewServer, monkeypatch: pytest.MonkeyPatch,
             eventually(lambda: len(attempts) >= 5, 60)
             assert len(copied.warnings) == 1
             assert message in copied.warnings[0]
-            assert copied.warnings[0].endswith("; the copy waits until that has passed")
+            assert copied.warnings[0].endswith("; the copy of public.a, public.b waits until that has passed")
             holder.close()
             news = copied.news(set(both))
     finally:
@@ -333,7 +334,7 @@ def test_a_transaction_that_goes_on(tables: Database) -> None:
         news = copied.news(set(both))
     assert sorted(rows(news).values()) == [2, 2]
     assert news[0] == Waits(both, 1, _RECEIVED)
-    assert "a copy cannot begin yet, for 2 s now its slot waits for pid" in copied.warnings[0]
+    assert "the copy of public.a, public.b cannot begin yet, for 2 s now its slot waits for pid" in copied.warnings[0]
     assert "night job, idle in transaction" in copied.warnings[0]
 
 
@@ -342,7 +343,8 @@ def test_a_walsender_that_waits_for_no_transaction(tables: Database) -> None:
     seen: list[Lsn] = []
     target = conninfo.parse(tables.dsn(), "the test")
     with tables.connect() as idle:
-        with SlotWait(target, idle.info.backend_pid, received=lambda: _RECEIVED, seen=seen.append, warn=print) as wait:
+        pid = idle.info.backend_pid
+        with SlotWait(target, pid, "a", received=lambda: _RECEIVED, seen=seen.append, warn=print) as wait:
             wait.look(60)
         assert seen == []
 
@@ -357,7 +359,9 @@ def test_a_publication_that_is_away(tables: Database, monkeypatch: pytest.Monkey
         tables.psql("CREATE PUBLICATION pub FOR TABLE a, b")
         news = copied.news(set(both))
     assert sorted(rows(news).values()) == [1, 2]
-    assert copied.warnings == ['publication "pub" does not exist; the copy waits until that has passed']
+    assert copied.warnings == [
+        'publication "pub" does not exist; the copy of public.a, public.b waits until that has passed'
+    ]
 
 
 def test_another_table_leaves_the_publication(tables: Database) -> None:
