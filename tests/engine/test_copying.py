@@ -93,7 +93,7 @@ def copies(
         inbox,
         yield_after=None,
         received=lambda: _RECEIVED,
-        names={oid: f"public.{name}" for name, oid in zip("ab", oids(database, "a", "b"), strict=True)},
+        names=_names(database),
         warn=warnings.append,
     )
     try:
@@ -112,6 +112,12 @@ def prepared(database: Database, copier: Copier) -> Iterator[Prepared]:
         yield copier.prepare(slot.snapshot_name, slot.consistent_point, None, None)
     finally:
         walsender.close()
+
+
+def _names(database: Database) -> dict[int, str]:
+    query = "SELECT oid::int, format('%I.%I', relnamespace::regnamespace, relname) FROM pg_class WHERE relkind = 'r'"
+    with database.connect() as connection:
+        return dict(connection.execute(query).fetchall())
 
 
 def oids(database: Database, *names: str) -> tuple[int, ...]:
