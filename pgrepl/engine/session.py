@@ -38,6 +38,7 @@ _INTERNAL_ERROR = "XX000"
 _START_AGAIN = (
     "start again: a new snapshot is taken, and changes in between are not seen; --store postgres keeps the position"
 )
+_UNDECODABLE = "this slot cannot ever decode it: a table was truncated or rewritten while the slot was being built"
 _STEP = 0.2
 _RELEASE_SECONDS = 2.0
 _SLICE = 0.05
@@ -144,10 +145,14 @@ class Session:
                     if not isinstance(error, Passing) and not is_lost(error):
                         raise
                     walsender = self._after_loss(error)
-                except OperationError as error:
+                except (OperationError, PositionError) as error:
                     # With streaming on PostgreSQL 16 to 18 fail on a table that a large transaction truncates twice,
                     # the first time in a savepoint that was rolled back: "could not map filenumber …".
-                    if not self._streaming or error.sqlstate != _INTERNAL_ERROR:
+                    if error.sqlstate != _INTERNAL_ERROR:
+                        raise
+                    if not self._streaming:
+                        if isinstance(error, PositionError):
+                            raise PositionError(f"{error}; {_UNDECODABLE}", sqlstate=error.sqlstate) from None
                         raise
                     if not self._persistent:
                         raise self._slot_gone(error, f"--streaming off; {_START_AGAIN}") from None

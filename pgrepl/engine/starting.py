@@ -11,6 +11,7 @@ from functools import partial
 from pgrepl.catalog import server
 from pgrepl.catalog.publications import PublishedTable
 from pgrepl.catalog.server import Server
+from pgrepl.catalog.since import changed_since, next_xid
 from pgrepl.catalog.slots import Slot
 from pgrepl.catalog.tables import describe
 from pgrepl.engine import preflight, relations, resume
@@ -145,11 +146,13 @@ class Start:
         if copy and self._first and not self._observer.may_copy(tables):
             raise OperationError("nothing was copied, as you said", hint="--snapshot never prints changes only")
         name = identity.slot
+        since = next_xid(self._connections.admin)
         slot = walsender.create_slot(
             name, temporary=not self._persistent, waiting=self._connections.building(walsender)
         )
         self._run.slot_name = name
         try:
+            self._check_unchanged(since, tables)
             prepared = self._prepare(slot, tables) if copy else None
         except BaseException as error:
             if self._persistent:
@@ -178,6 +181,17 @@ class Start:
             prepared,
             {oid: described.table for oid, described in prepared.known.items()} if prepared else {},
         )
+
+    def _check_unchanged(self, since: str, tables: list[PublishedTable]) -> None:
+        """Make sure that no table was changed while the slot was being built. Raises SnapshotUnusable.
+
+        PostgreSQL 16 to 18 may decode a transaction that was open when the slot became consistent with the catalog as
+        it was before such a change: without a new column, or not at all. docs/engine.md says when.
+        """
+        publications = self._options.publications
+        changed = changed_since(self._connections.admin, since, publications, [table.oid for table in tables])
+        if changed:
+            raise SnapshotUnusable(f"{', '.join(changed)} changed while the slot was being built")
 
     def _prepare(self, slot: CreatedSlot, before: list[PublishedTable]) -> Prepared:
         if slot.snapshot_name is None:

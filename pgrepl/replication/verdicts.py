@@ -90,6 +90,12 @@ _ROWS = (
         texts=("invalid memory alloc request size",),
     ),
     _Row(
+        ("XX000",),
+        _Verdict.DECIDE,
+        functions=("ReorderBufferProcessTXN",),
+        texts=("could not map filenumber",),
+    ),
+    _Row(
         ("53400",), _Verdict.STOP, "drop a slot that is not needed (pgrepl slots list), or raise max_replication_slots"
     ),
     _Row(("42501",), _Verdict.STOP, "the role needs the REPLICATION attribute: ALTER ROLE … REPLICATION"),
