@@ -18,6 +18,7 @@ from tests.command import eventually, pgrepl
 from tests.conftest import NewServer
 from tests.servers.database import Database
 from tests.slots.conftest import look, seen
+from tests.tail.beside import Beside
 
 
 @pytest.fixture
@@ -98,6 +99,23 @@ def test_the_blocker_is_named_and_an_interrupt_leaves_nothing(published: Databas
         assert (process.returncode, out) == (130, "")
         # While the blocker still runs: nobody else would end the walsender's wait.
         eventually(lambda: look(published, name) is None)
+
+
+def test_a_table_that_changes_meanwhile_is_named(published: Database, name: str) -> None:
+    """What was written just then may be decoded with the columns of before."""
+    with Beside(published) as beside:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgrepl", "slots", "create", name, "--publication", "p", "-d", published.dsn()],
+            env={**os.environ, "PGREPL_CONFIG": "", "XDG_CONFIG_HOME": "/nonexistent"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        writer = beside.change("ALTER TABLE t ADD b int", "INSERT INTO t VALUES (1, 2)")
+        _, said = process.communicate(timeout=30)
+        writer.execute("COMMIT")
+    assert process.returncode == 0, said
+    assert "warning: public.t changed while the slot was being built" in said
+    assert f"hint: 'pgrepl slots drop {name}', and create it again" in said
 
 
 def test_a_wait_that_is_broken_off_leaves_nothing(database18: Database, name: str) -> None:

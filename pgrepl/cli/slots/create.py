@@ -37,11 +37,13 @@ def create(run: Run, name: str, publication: str | None, failover: bool, two_pha
 
     A slot knows no publication, but a change from before the publication was made cannot be read with it: so the
     publication comes first. The server waits until all transactions that run have ended, and whoever keeps it waiting
-    is named; an interrupt leaves nothing behind. A slot is of one database, and its name of one server: so this is done
-    for one database at a time.
+    is named; an interrupt leaves nothing behind. Tables that are changed meanwhile are named, too: what is decoded from
+    the slot may then be wrong. A slot is of one database, and its name of one server: so this is done for one database
+    at a time.
     """
     from pgrepl import connection
     from pgrepl.catalog import publications
+    from pgrepl.catalog.since import changed_since, next_xid
     from pgrepl.cli import output
     from pgrepl.names import check_slot_name
     from pgrepl.replication.slots import create_slot
@@ -57,13 +59,22 @@ def create(run: Run, name: str, publication: str | None, failover: bool, two_pha
                 f"there is no publication {wanted} in database {conn.info.dbname}",
                 hint="create it before the slot: a slot cannot read changes from before its publication",
             )
+        since = next_xid(conn)
         walsender = Walsender.open(run.target, "pgrepl slots")
         try:
             telling = _Telling(run.report, conn, walsender.pid)
             point = create_slot(walsender, name, failover=failover, two_phase=two_phase, waiting=telling)
         finally:
             walsender.close()
+        tables = [table.oid for table in publications.published_tables(conn, [wanted])]
+        changed = changed_since(conn, since, [wanted], tables)
     run.report.notice(f"slot {name} keeps WAL from now on, until it is read or dropped")
+    if changed:
+        run.report.warning(
+            f"{', '.join(changed)} changed while the slot was being built, so that PostgreSQL may decode wrong what was"
+            " written just then",
+            hint=f"'pgrepl slots drop {name}', and create it again",
+        )
     document = {
         "name": name,
         "publication": wanted,
@@ -90,10 +101,9 @@ class _Telling:
         if waited < _TELL_AFTER or (self._told is not None and now - self._told < _TELL_EVERY):
             return
         self._told = now
-        found = blockers.of_backend(self._conn, self._pid)
+        who = blockers.names(self._conn, self._pid)
         row = self._conn.execute("SELECT pg_is_in_recovery()").fetchone()
         hint = "it goes on by itself when they end"
         if row is not None and row[0]:
             hint = "on a standby it goes on after SELECT pg_log_standby_snapshot() on the primary"
-        what = "; ".join(str(blocker) for blocker in found) or "transactions that are still running"
-        self._report.warning(f"the slot cannot be built yet, for {waited:.0f} s now it waits for {what}", hint=hint)
+        self._report.warning(f"the slot cannot be built yet, for {waited:.0f} s now it waits for {who}", hint=hint)
