@@ -154,6 +154,8 @@ class Run:
     reopen: bool = False
     deadline: float | None = None
     told_blockers: float = 0.0
+    # How many slots in a row were given up since tables were replaced while they were being built.
+    built_beside: int = 0
     delay: float = FIRST_RETRY
 
     def next_delay(self) -> float:

@@ -257,6 +257,32 @@ def test_a_copy_that_turns_out_unusable_is_a_new_attempt(table: Database, monkey
 
 
 @pytest.mark.parametrize(
+    ("change", "ends"),
+    [
+        ("TRUNCATE t; INSERT INTO t VALUES (1, 'a')", "as with 3 slots before; going on"),
+        ("ALTER TABLE t ALTER a TYPE text; ALTER TABLE t ALTER a TYPE varchar(10)", "built; the copy begins again"),
+    ],
+)
+def test_a_table_that_changes_all_the_time(
+    change: LiteralString, ends: str, table: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside each slot; what can only end in an error is risked with the fourth, what could go unnoticed is not."""
+    changes = iter([change] * 4)
+    create = Walsender.create_slot
+
+    def late(walsender: Any, *arguments: Any, **options: Any) -> Any:
+        table.psql(next(changes, "SELECT 1"))
+        return create(walsender, *arguments, **options)
+
+    monkeypatch.setattr(Walsender, "create_slot", late)
+    events, warnings = run(table)
+    assert len(warnings) == 4
+    assert all("public.t changed while the slot was being built" in warning for warning in warnings)
+    assert warnings[3].endswith(ends)
+    assert events[-1]["op"] == "snapshot_end"
+
+
+@pytest.mark.parametrize(
     ("change", "reason", "columns"),
     [
         ("ALTER PUBLICATION pub SET TABLE t (id)", "publication pub changed while the slot was being built", ["id"]),

@@ -67,7 +67,7 @@ def create(run: Run, name: str, publication: str | None, failover: bool, two_pha
         finally:
             walsender.close()
         tables = [table.oid for table in publications.published_tables(conn, [wanted])]
-        changed = changed_since(conn, since, [wanted], tables)
+        changed = dict.fromkeys(change.what for change in changed_since(conn, since, [wanted], tables))
     run.report.notice(f"slot {name} keeps WAL from now on, until it is read or dropped")
     if changed:
         run.report.warning(
